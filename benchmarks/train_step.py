@@ -1,0 +1,238 @@
+"""How fast one training step is on this machine: tokens/s, MFU and memory of the product's own engine, random weights.
+
+One GPU, 8 of Mistral-7B's 32 layers:
+
+    python benchmarks/train_step.py --layers 8 --pack-tokens 16384 --recompute none
+
+Two GPUs, the whole model, data parallel / tensor parallel:
+
+    torchrun --nproc-per-node 2 benchmarks/train_step.py --dp 2 --pack-tokens 8192 --accumulate 4 --recompute selective
+    torchrun --nproc-per-node 2 benchmarks/train_step.py --tp 2 --pack-tokens 16384 --accumulate 4 --recompute selective
+
+Documents follow the study's length distribution (log-normal, mean about 1,000), half of the targets are trained, every step
+has other documents. MFU = (6 N_mm + 6 L d S) tokens/s / peak, S = sum(l^2) / sum(l) over documents, head counted on all tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from stagecoach.architectures.registry import ModelSpec
+from stagecoach.parallel.topology import Topology
+from stagecoach.recipe.train import TrainConfig
+from stagecoach_train.batch import Document, MicroBatch, MicroBatchShape, micro_batch_of_documents
+from stagecoach_train.engine import Engine
+
+PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}
+
+
+def mistral(layers: int, *, small: bool) -> ModelSpec:
+    """Mistral-7B's shapes with fewer layers, or a toy of the same form for rehearsals."""
+    dims: dict[str, Any] = dict(hidden_size=4096, intermediate_size=14336, num_heads=32, num_kv_heads=8, head_dim=128)
+    if small:
+        dims = dict(hidden_size=64, intermediate_size=192, num_heads=4, num_kv_heads=2, head_dim=16)
+    vocab_size = 500 if small else 32_002
+    return ModelSpec(
+        family="mistral", num_layers=layers, vocab_size=vocab_size, norm_eps=1e-5, rope_theta=10_000.0, **dims
+    )
+
+
+def lengths_of(num_tokens: int, seed: int) -> list[int]:
+    """Document lengths that fill the tokens exactly."""
+    rng, lengths = random.Random(seed), list[int]()
+    while (left := num_tokens - sum(lengths)) > 0:
+        lengths.append(min(int(rng.lognormvariate(6.6, 0.8)) + 32, left))
+    return lengths
+
+
+def micro_batch(spec: ModelSpec, shape: MicroBatchShape, seed: int) -> tuple[MicroBatch, float]:
+    """Random documents, every second token trained; also returns S."""
+    rng = np.random.default_rng(seed)
+    lengths = lengths_of(shape.num_tokens, seed)
+    documents = [Document(rng.integers(0, spec.vocab_size, n), np.arange(n) % 2 == 1) for n in lengths]
+    return micro_batch_of_documents(documents, shape), sum(n * n for n in lengths) / shape.num_tokens
+
+
+def flops_per_token(spec: ModelSpec, mean_length: float) -> float:
+    """Forward and backward without recompute."""
+    width, heads = spec.hidden_size, spec.num_heads * spec.head_dim
+    layer = spec.qkv_rows * width + width * heads + 3 * width * spec.intermediate_size
+    return 6 * (spec.num_layers * layer + spec.vocab_size * width) + 6 * spec.num_layers * heads * mean_length
+
+
+def fill_randomly(engine: Engine) -> None:
+    """Norms 1, matrices normal; made on the device, because 7 billion numbers by numpy take minutes."""
+    torch.manual_seed(7 + engine.mesh.at.tp)
+    engine.optimizer.reset()
+    with torch.no_grad():
+        for local in engine.model.parameters:
+            held = local.held_tensor
+            _ = held.fill_(1.0) if "norm" in local.tensor.kind else held.normal_(std=0.02)
+
+
+def matmul_ceiling(device: torch.device) -> float:
+    """TFLOP/s of an 8192^3 bf16 product on this card now."""
+    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    for _ in range(5):
+        a @ a
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(20):
+        a @ a
+    torch.cuda.synchronize()
+    return 2 * 8192**3 * 20 / (time.perf_counter() - start) / 1e12
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--pack-tokens", type=int, default=16_384)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--dp", type=int, default=1)
+    parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--pp", type=int, default=1)
+    parser.add_argument("--fsdp", action="store_true")
+    parser.add_argument("--recompute", default="selective", help="a mode, or MODE:N,MODE:N by layer count")
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--moments", default="bf16")
+    parser.add_argument("--async-tp", action="store_true")
+    parser.add_argument("--regather", action="store_true")
+    parser.add_argument("--no-copy-engine", action="store_true")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--memory-cap-gb", type=float, default=0.0)
+    parser.add_argument("--profile", type=int, default=0, help="print that many of the slowest kernels of one step")
+    parser.add_argument("--small", action="store_true", help="toy model; also runs on a CPU")
+    parser.add_argument("--result", type=Path, help="append the figures to this JSON lines file")
+    return parser.parse_args()
+
+
+def config_of(args: argparse.Namespace) -> TrainConfig:
+    """Turn the command line into a train section."""
+    recompute: Any = args.recompute
+    if ":" in recompute:
+        parts = [part.split(":") for part in recompute.split(",")]
+        recompute = tuple(mode for mode, count in parts for _ in range(int(count)))
+    return TrainConfig.model_validate(
+        {
+            "steps": 100, "compute_dtype": "bf16", "moments_dtype": args.moments, "recompute": recompute,
+            "attention": args.attention, "async_tp": args.async_tp, "regather_activations": args.regather,
+            "copy_engine_exchange": not args.no_copy_engine,
+            "layout": {
+                "data_parallel": args.dp, "tensor_parallel": args.tp, "pipeline_parallel": args.pp,
+                "data_parallel_kind": "fsdp" if args.fsdp else "sharded_optimizer",
+            },
+        }
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Measure one configuration and print one line."""
+    args = arguments()
+    config = config_of(args)
+    on_gpu = torch.cuda.is_available()
+    if config.layout.world_size > 1:
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    device = torch.device("cuda", rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+        if args.memory_cap_gb:
+            total = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(args.memory_cap_gb * 1e9 / total, device)
+    spec = mistral(args.layers, small=args.small)
+    shape = MicroBatchShape.of(pack_tokens=args.pack_tokens, micro_batch_packs=1, max_documents_per_pack=64)
+    topology = Topology(args.dp, args.tp, args.pp)
+    engine = Engine(config, spec, topology, device, num_micro_batches=args.accumulate, shape=shape)
+    fill_randomly(engine)
+    figures = measure(args, engine, spec, shape, device)
+    if rank == 0:
+        print(json.dumps(figures), flush=True)
+        if args.result:
+            with args.result.open("a") as file:
+                file.write(json.dumps(figures) + "\n")
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def measure(
+    args: argparse.Namespace, engine: Engine, spec: ModelSpec, shape: MicroBatchShape, device: torch.device
+) -> dict[str, Any]:
+    """Warm up, then time steps with other documents each."""
+    on_gpu = device.type == "cuda"
+
+    def wait() -> None:
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    def step(number: int) -> tuple[float, float, float]:
+        made = [micro_batch(spec, shape, 1_000 * number + i) for i in range(args.accumulate)]
+        targets = sum(batch.num_targets for batch, _ in made) * args.dp
+        wait()
+        start = time.perf_counter()
+        result = engine.train_step([batch for batch, _ in made], targets, 1e-5)
+        wait()
+        return time.perf_counter() - start, result.loss_sum / targets, sum(s for _, s in made) / len(made)
+
+    first_seconds, first_loss, _ = step(0)
+    step(1)
+    graphs = _num_graphs()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    times, losses, means = zip(*[step(2 + i) for i in range(args.steps)], strict=True)
+    if args.profile and on_gpu:
+        _profile(lambda: step(99), args.profile)
+    tokens = shape.num_tokens * args.accumulate / (args.tp * args.pp)
+    mean_seconds = sum(times) / len(times)
+    name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
+    peak = next((flops for card, flops in PEAK_FLOPS.items() if card in name), float("nan"))
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "arguments": {key: str(value) for key, value in vars(args).items()},
+        "tokens_per_second_per_gpu": round(tokens / mean_seconds, 1),
+        "mfu": round(flops_per_token(spec, sum(means) / len(means)) * tokens / mean_seconds / peak, 4),
+        "step_milliseconds": [round(t * 1e3, 1) for t in times],
+        "first_step_seconds": round(first_seconds, 1),
+        "mean_attended_length": round(sum(means) / len(means)),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if on_gpu else None,
+        "matmul_tflops": round(matmul_ceiling(device)) if on_gpu and not args.small else None,
+        "graphs_after_step_2": _num_graphs() - graphs,
+        "losses": [round(first_loss, 4), *(round(loss, 4) for loss in losses)],
+        "async_tp_fusions": _fusions(),
+    }
+
+
+def _num_graphs() -> int:
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def _fusions() -> dict[str, int]:
+    from stagecoach_train.parallel.async_tp import num_fusions
+
+    return num_fusions()
+
+
+def _profile(step: Any, num_kernels: int) -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
+        step()
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=num_kernels), flush=True)
+
+
+if __name__ == "__main__":
+    main()

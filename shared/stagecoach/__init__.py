@@ -1,0 +1,1 @@
+"""What two or more parts of Stagecoach need: the stage contract, the store, the formats, the recipe."""

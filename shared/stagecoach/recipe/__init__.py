@@ -1,0 +1,1 @@
+"""The whole-run configuration: one section a stage, each a frozen model that refuses unknown fields."""

@@ -1,0 +1,38 @@
+"""The model section of a recipe: where the base model and its tokenizer come from, and how conversations are
+written for it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from stagecoach.paths import validate_name
+from stagecoach.recipe.base import Section, placement, result
+from stagecoach.recipe.source import DirectorySource, HubSource, S3Source, SeedSource
+
+ModelSource = Annotated[HubSource | DirectorySource | S3Source | SeedSource, Field(discriminator="kind")]
+"""Where a model may come from; ``kind`` says which of the four."""
+
+TokenizerSource = Annotated[HubSource | DirectorySource | S3Source, Field(discriminator="kind")]
+"""Where a tokenizer may come from that is not the model's own."""
+
+
+class ModelConfig(Section):
+    """The base model."""
+
+    name: str = placement()
+    """Short name for people, part of output folders: 1 to 63 of a-z, 0-9, '.', '_', '-'."""
+    source: ModelSource = result()
+    """Where the weights and config.json come from, and the tokenizer unless ``tokenizer`` is given."""
+    tokenizer: TokenizerSource | None = result(None)
+    """Where the tokenizer comes from; None takes it from ``source``."""
+    chat_format: Literal["chatml", "tokenizer"] = result("chatml")
+    """chatml: ``<|im_start|>role .. <|im_end|>``, the two tokens added where they are missing; tokenizer: the
+    chat template that the tokenizer brings."""
+
+    @field_validator("name")
+    @classmethod
+    def _valid_name(cls, name: str) -> str:
+        return validate_name(name, "model name")

@@ -1,0 +1,191 @@
+"""Chooses which files of a source a task takes; by name alone, so that nothing is read, hashed or fetched in vain."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from stagecoach.errors import MissingInputError
+
+_SAFETENSORS = re.compile(r"model(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?")
+_TORCH = re.compile(r"pytorch_model(?:-\d{5}-of-\d{5})?\.bin(?:\.index\.json)?")
+_DOCUMENT = re.compile(r"(?:LICEN[CS]E|NOTICE|COPYING|USE_POLICY|README)(?:\..*)?", re.IGNORECASE)
+_DATA = re.compile(r".*\.(?:jsonl|ndjson|json|parquet)(?:\.(?:gz|zst))?", re.IGNORECASE)
+_NO_DATA = re.compile(r"(?:dataset_infos?|state|dataset_dict)\.json")
+
+_TOKENIZER_FILES = frozenset(
+    {
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "chat_template.jinja",
+    }
+)
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+
+
+def model_files(paths: Iterable[str], origin: str) -> list[str]:
+    """Return config.json, generation_config.json and the weights, sorted: safetensors, or .bin where there is none.
+
+    Other weights that lie beside them (``consolidated``, adapters, ONNX, subfolders) are left alone.
+
+    Args:
+        paths: Every path of the source.
+        origin: The source, for errors.
+
+    Raises:
+        MissingInputError: No config.json, no weights, or an index whose files are not there.
+    """
+    top = {path for path in paths if "/" not in path}
+    if "config.json" not in top:
+        raise MissingInputError(f"{origin}: expected a config.json beside the weights, found {_some(paths)}")
+    weights = {path for path in top if _SAFETENSORS.fullmatch(path)} or {path for path in top if _TORCH.fullmatch(path)}
+    files = {path for path in weights if not path.endswith(".index.json")}
+    if not files:
+        raise MissingInputError(
+            f"{origin}: expected weights (model.safetensors, model-00001-of-0000N.safetensors or pytorch_model*.bin),"
+            f" found {_some(paths)}"
+        )
+    whole = {path for path in files if "-of-" not in path}
+    if whole:
+        weights = whole  # needs neither parts nor an index
+    else:
+        _check_all_parts(files, origin)
+    return sorted(weights | ({"config.json", "generation_config.json"} & top))
+
+
+def document_files(paths: Iterable[str]) -> list[str]:
+    """Return the licence, notice and model card, sorted."""
+    return sorted(path for path in paths if _DOCUMENT.fullmatch(path))
+
+
+def tokenizer_files(paths: Iterable[str], origin: str) -> list[str]:
+    """Return the files that make the tokenizer, sorted.
+
+    Raises:
+        MissingInputError: Neither ``tokenizer.json`` nor ``tokenizer.model``.
+    """
+    chosen = sorted(_TOKENIZER_FILES & set(paths))
+    if not {"tokenizer.json", "tokenizer.model"} & set(chosen):
+        raise MissingInputError(f"{origin}: expected a tokenizer.json or tokenizer.model, found {_some(paths)}")
+    return chosen
+
+
+def data_files(
+    paths: Iterable[str],
+    origin: str,
+    *,
+    config: str | None = None,
+    split: str | None = None,
+    card_configs: Sequence[Mapping[str, Any]] = (),
+) -> list[str]:
+    """Return the chat files of a data source, sorted.
+
+    Args:
+        paths: Every path of the source.
+        origin: The source, for errors.
+        config: Hub data sets: the subset; None takes the default one.
+        split: Hub data sets: the split; None takes every split.
+        card_configs: The ``configs`` of the data set's card, which name the files of subsets and splits; where the
+            card is silent, folder and file names decide, as on the Hub.
+
+    Raises:
+        MissingInputError: No file is left.
+    """
+    every = sorted(path for path in paths if _DATA.fullmatch(path) and not _NO_DATA.fullmatch(path.rsplit("/", 1)[-1]))
+    if card_configs:
+        every = _by_card(every, origin, config, split, card_configs)
+    else:
+        if config is not None:
+            every = [path for path in every if config in re.split(r"[/.]", path)]
+        if split is not None:
+            every = [path for path in every if _split_of(path) == split]
+    if not every:
+        wanted = "".join(f", {what} {name!r}" for what, name in (("config", config), ("split", split)) if name)
+        raise MissingInputError(
+            f"{origin}: expected chat files (.jsonl, .json or .parquet, also .gz or .zst{wanted}), found {_some(paths)}"
+        )
+    return every
+
+
+def matching(paths: Iterable[str], patterns: Sequence[str], origin: str) -> list[str]:
+    """Return the paths that match one of the glob patterns, sorted; ``*`` also crosses ``/``.
+
+    Raises:
+        MissingInputError: A pattern matches nothing.
+    """
+    every = sorted(paths)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = [path for path in every if fnmatch.fnmatchcase(path, pattern)]
+        if not found:
+            raise MissingInputError(f"{origin}: expected files that match {pattern!r}, found {_some(every)}")
+        chosen.update(found)
+    return sorted(chosen)
+
+
+def _check_all_parts(files: set[str], origin: str) -> None:
+    """Refuse a set of numbered parts with a hole; ``model-00001-of-00003`` says how many there are."""
+    for path in files:
+        numbered = re.fullmatch(r"(.*-)(\d{5})-of-(\d{5})(\..*)", path)
+        if numbered is None:
+            continue
+        stem, _, count, suffix = numbered.groups()
+        missing = [name for n in range(1, int(count) + 1) if (name := f"{stem}{n:05d}-of-{count}{suffix}") not in files]
+        if missing:
+            raise MissingInputError(
+                f"{origin}: expected {int(count)} files of weights, missing {', '.join(missing[:3])}"
+            )
+
+
+def _split_of(path: str) -> str | None:
+    words = re.split(r"[^a-z0-9]+", path.lower())
+    for split, spellings in _SPLIT_WORDS.items():
+        if any(word in spellings for word in words):
+            return split
+    return path.rsplit("/", 1)[-1].split(".")[0].split("-0")[0]
+
+
+def _by_card(
+    every: list[str], origin: str, config: str | None, split: str | None, card_configs: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    names = [str(row.get("config_name", "default")) for row in card_configs]
+    defaults = [name for name, row in zip(names, card_configs, strict=True) if row.get("default")]
+    chosen = config or (defaults[0] if defaults else "default" if "default" in names else names[0])
+    if chosen not in names:
+        raise MissingInputError(f"{origin}: expected a config of this data set ({', '.join(names)}), got {chosen!r}")
+    splits = _card_splits(card_configs[names.index(chosen)].get("data_files"))
+    if not splits:
+        return every
+    if split is not None and split not in splits:
+        raise MissingInputError(f"{origin}: expected a split of config {chosen!r} ({', '.join(splits)}), got {split!r}")
+    patterns = [pattern for name, group in splits.items() if split in (None, name) for pattern in group]
+    return [path for path in every if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)]
+
+
+def _card_splits(value: Any) -> dict[str, list[str]]:
+    """Read the forms of a card's ``data_files``: one pattern, a list of patterns, or rows of split and path."""
+    if isinstance(value, str):
+        return {"train": [value]}
+    if not isinstance(value, list):
+        return {}
+    splits: dict[str, list[str]] = {}
+    for row in value:
+        split, path = (str(row.get("split", "train")), row.get("path")) if isinstance(row, Mapping) else ("train", row)
+        splits.setdefault(split, []).extend([path] if isinstance(path, str) else [str(item) for item in path or ()])
+    return splits
+
+
+def _some(paths: Iterable[str]) -> str:
+    every = sorted(paths)
+    return (", ".join(every[:8]) + (f" and {len(every) - 8} more" if len(every) > 8 else "")) or "nothing"

@@ -1,0 +1,1 @@
+"""Object stores with one protocol: directory, memory and S3."""

@@ -1,0 +1,1 @@
+"""The convert stage of the Stagecoach pipeline."""

@@ -1,0 +1,1 @@
+"""The download stage of the Stagecoach pipeline."""

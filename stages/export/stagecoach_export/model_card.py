@@ -1,0 +1,178 @@
+"""Writes README.md, the model card: what the model is, what it was made from, how well it does, how to run
+it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from stagecoach.formats.native import NativeModel
+from stagecoach.outputs import Input
+from stagecoach.recipe.export import ExportConfig
+from stagecoach_export.checkpoints import Chosen
+
+_CURVE_POINTS = 12
+
+_RUN_IT = """\
+## Run it
+
+With transformers:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this directory, or the repository's name
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+messages = [{"role": "user", "content": "Hello!"}]
+prompt = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+answer = model.generate(**prompt, max_new_tokens=256)
+print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+
+With vLLM (an OpenAI-compatible server):
+
+```sh
+vllm serve .
+```
+
+With llama.cpp:
+
+```sh
+python convert_hf_to_gguf.py . --outfile model.gguf
+llama-cli -m model.gguf --jinja -cnv
+```
+
+Answers end by themselves: the stop tokens are listed in `generation_config.json`.
+"""
+
+
+def model_card(config: ExportConfig, inputs: Mapping[str, Input], model: NativeModel, chosen: Chosen) -> str:
+    """Return the text of README.md.
+
+    Args:
+        config: The recipe's export section.
+        inputs: Of the stage; what their manifests say goes into the card.
+        model: The native model's description.
+        chosen: The exported checkpoint.
+    """
+    native, trained, packed = inputs["native"], inputs["trained"], inputs.get("packed")
+    base = _base_model(native)
+    spec = model.spec
+    front = {
+        "base_model": base,
+        "license": native.summary.get("license"),
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+    }
+    steps = "the base model, not trained" if chosen.iteration == 0 else f"{chosen.iteration:,} training steps"
+    sections = [
+        _front_matter(front),
+        f"# {native.manifest.name}\n",
+        f"A chat model: {base or native.manifest.name} after {steps}, made with Stagecoach.\n"
+        if chosen.iteration
+        else f"A chat model: {base or native.manifest.name}, {steps}, made with Stagecoach.\n",
+        _table(
+            ("property", "value"),
+            [
+                ("base model", base or native.manifest.name),
+                ("licence of the base model", native.summary.get("license") or "see the base model"),
+                ("family", spec.family),
+                ("parameters", f"{spec.num_parameters:,}"),
+                ("vocabulary", f"{spec.vocab_size:,} ({len(model.new_tokens)} tokens added)"),
+                ("longest sequence", f"{spec.max_position_embeddings:,}"),
+                ("weights", config.dtype),
+                ("step", f"{chosen.iteration:,}"),
+            ],
+        ),
+        _data(packed),
+        _training(trained, chosen),
+        _evaluation(chosen),
+        _RUN_IT,
+    ]
+    return "\n".join(section for section in sections if section)
+
+
+def _base_model(native: Input) -> str | None:
+    source = native.summary.get("source")
+    repo = source.get("repo") if isinstance(source, dict) else None
+    return str(repo) if repo else None
+
+
+def _front_matter(values: Mapping[str, str | None]) -> str:
+    # JSON text is YAML text, whatever characters are in it.
+    lines = [f"{name}: {json.dumps(value)}" for name, value in values.items() if value]
+    return "\n".join(["---", *lines, "---", ""])
+
+
+def _data(packed: Input | None) -> str:
+    if packed is None:
+        return ""
+    rows = [
+        (name.replace("_", " "), f"{value:,}")
+        for name, value in sorted(packed.summary.items())
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
+    sources = packed.summary.get("sources")
+    if isinstance(sources, dict):
+        rows = [*((f"source {name}", _short(value)) for name, value in sorted(sources.items())), *rows]
+    return "## Data\n\n" + _table(("count", "value"), rows) if rows else ""
+
+
+def _training(trained: Input, chosen: Chosen) -> str:
+    recipe = trained.manifest.config
+    if not recipe:
+        return ""
+    rows = [(name, _short(value)) for name, value in sorted(recipe.items()) if not isinstance(value, dict)]
+    losses = [(name, chosen.state.get(name)) for name in ("first_loss", "last_loss")]
+    shown = [(name.replace("_", " "), f"{value:.4f}") for name, value in losses if isinstance(value, (int, float))]
+    return "\n".join(
+        [
+            "## Training\n",
+            _table(("loss", "value"), shown) if shown else "",
+            "<details><summary>Recipe</summary>\n",
+            _table(("field", "value"), rows),
+            "</details>\n",
+        ]
+    )
+
+
+def _evaluation(chosen: Chosen) -> str:
+    heldout = chosen.state.get("heldout")
+    if not isinstance(heldout, Mapping) or not heldout:
+        return ""
+    rows: list[tuple[str, ...]] = []
+    for step in _spread(sorted(heldout, key=int)):
+        found = heldout[step]
+        loss, accuracy = (found.get(name) if isinstance(found, Mapping) else None for name in ("loss", "accuracy"))
+        if isinstance(loss, (int, float)):
+            rows.append((f"{int(step):,}", f"{loss:.4f}", f"{accuracy:.1%}" if isinstance(accuracy, float) else ""))
+    if not rows:
+        return ""
+    return "## Held-out conversations\n\n" + _table(("step", "loss", "next-token accuracy"), rows)
+
+
+def _spread(values: Sequence[Any]) -> list[Any]:
+    """Return at most a dozen values, first and last among them."""
+    if len(values) <= _CURVE_POINTS:
+        return list(values)
+    last = len(values) - 1
+    return [values[round(at * last / (_CURVE_POINTS - 1))] for at in range(_CURVE_POINTS)]
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,115 @@
+"""The export stage: a checkpoint of any layout becomes a Hub directory that transformers, vLLM and llama.cpp
+load.
+
+Weights are read by rectangle and written one tensor at a time. Everything else comes from the small files of
+``native`` and ``tokenizer``, so the base model's own weights may be gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from stagecoach.errors import DataError
+from stagecoach.formats.hf_model import (
+    CONFIG_JSON,
+    GENERATION_CONFIG_JSON,
+    HUB_METADATA,
+    WEIGHTS_INDEX,
+    hub_weight_files,
+    read_json_object,
+    vocabulary,
+    write_json,
+)
+from stagecoach.formats.native import MODEL_JSON, NativeModel
+from stagecoach.formats.tensor_file import TensorToWrite, write_tensor_file
+from stagecoach.outputs import Input, Output
+from stagecoach.recipe.export import ExportConfig
+from stagecoach.storage.base import ObjectStore
+from stagecoach_export.checkpoints import Chosen, choose
+from stagecoach_export.configs import generation_config, model_config, special_ids
+from stagecoach_export.model_card import model_card
+from stagecoach_export.weights import HUB_DTYPES, hub_weights
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "tokenizer.model",
+)
+
+
+def run(config: ExportConfig, inputs: Mapping[str, Input], output: Output, store: ObjectStore) -> None:
+    """Write the Hub directory.
+
+    Args:
+        config: The recipe's export section.
+        inputs: ``trained``, ``native``, ``tokenizer`` and ``packed``.
+        output: Gets the directory's files.
+        store: Not used beyond inputs and output.
+
+    Raises:
+        MissingInputError: The training has no such iteration.
+        DataError: Tokenizer, model and training do not fit each other, or a weight is not finite.
+    """
+    native = inputs["native"]
+    model = NativeModel.from_bytes(native.read_bytes(MODEL_JSON), f"{native.prefix}{MODEL_JSON}")
+    chosen = choose(config.iteration, inputs["trained"], native, model, output.scratch / "checkpoint")
+    special = _check_tokenizer(inputs, model)
+    _write_weights(config, chosen, model, output)
+    hub_dtype = HUB_DTYPES[config.dtype][1]
+    output.write_bytes(CONFIG_JSON, write_json(model_config(model.base_config, model.spec, special, hub_dtype)))
+    generation = generation_config(model.base_generation_config, model.base_config, special)
+    output.write_bytes(GENERATION_CONFIG_JSON, write_json(generation))
+    for name in inputs["tokenizer"].names():
+        if name in TOKENIZER_FILES:
+            output.write_bytes(name, inputs["tokenizer"].read_bytes(name))
+    output.write_bytes("README.md", model_card(config, inputs, model, chosen).encode())
+    output.summary.update(
+        {
+            "iteration": chosen.iteration,
+            "attempt": chosen.attempt,
+            "dtype": config.dtype,
+            "parameters": model.spec.num_parameters,
+            "vocab_size": model.spec.vocab_size,
+            "eos_token_ids": generation.get("eos_token_id", []),
+        }
+    )
+
+
+def _write_weights(config: ExportConfig, chosen: Chosen, model: NativeModel, output: Output) -> None:
+    total = done = 0
+
+    def on_part(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        output.progress(done, total, "weights")
+
+    tensors: list[TensorToWrite] = hub_weights(chosen.reader, model.spec, config.dtype, on_part)
+    total = sum(tensor.size_bytes for tensor in tensors)
+    files, index = hub_weight_files(tensors, config.max_file_size_bytes)
+    for name, mine in files.items():
+        with output.create(name) as stream:
+            write_tensor_file(stream, mine, HUB_METADATA)
+    if index is not None:
+        output.write_bytes(WEIGHTS_INDEX, index)
+
+
+def _check_tokenizer(inputs: Mapping[str, Input], model: NativeModel) -> dict[str, int]:
+    """Return the special ids, after making sure that the tokenizer is the one that was trained with."""
+    tokenizer = inputs["tokenizer"]
+    ids = vocabulary(tokenizer.read_bytes("tokenizer.json"), f"{tokenizer.prefix}tokenizer.json")
+    if max(ids.values()) >= model.spec.vocab_size:
+        raise DataError(
+            f"{tokenizer.prefix}: expected ids below the model's {model.spec.vocab_size} rows, got"
+            f" {max(ids.values())};"
+            " take the tokenizer that this model was converted with"
+        )
+    if wrong := [token for token, row in model.new_tokens.items() if ids.get(token) != row]:
+        raise DataError(
+            f"{tokenizer.prefix}: expected {wrong[0]!r} at {model.new_tokens[wrong[0]]}, got"
+            f" {ids.get(wrong[0])}"
+        )
+    origin = f"{tokenizer.prefix}tokenizer_config.json"
+    tokenizer_config = read_json_object(tokenizer.read_bytes("tokenizer_config.json"), origin)
+    return special_ids(tokenizer_config, ids)

@@ -1,0 +1,1 @@
+"""The pack stage of the Stagecoach pipeline."""

@@ -1,0 +1,58 @@
+"""The one form that every chat row is brought into: a list of messages and a list of tools, in OpenAI's spelling.
+
+    {"role": "assistant", "content": "Let me look.", "tool_calls": [{"type": "function", "function": {"name": .., "arguments": {..}}}]}
+
+A plain dict of plain JSON values, because templates, hashing and the spool file all want exactly that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from stagecoach_pack.problems import RowProblem
+
+Message = dict[str, Any]
+"""``role`` and ``content`` (text) always; ``tool_calls`` and ``weight`` (0 or 1) where the row has them."""
+
+HASH_BYTES = 16
+
+
+@dataclass(slots=True)
+class Conversation:
+    """One normalised chat row."""
+
+    messages: list[Message]
+    tools: list[Any] | None = None
+    identity: str = ""
+    """The row's own id; empty where it has none."""
+
+    def to_json(self) -> bytes:
+        """Return compact UTF-8 JSON ``[messages, tools]``; the id is kept elsewhere.
+
+        Raises:
+            RowProblem: Some text holds a lone surrogate, and so has no UTF-8 form.
+        """
+        try:
+            return _dump([self.messages, self.tools])
+        except UnicodeEncodeError as error:
+            raise RowProblem("lone surrogate", "", "text that has a UTF-8 form", error.object[error.start]) from error
+
+    def digest(self) -> bytes:
+        """Return 16 bytes that are equal for conversations with equal messages and tools; weights and ids do not count."""
+        messages = self.messages
+        if any("weight" in message for message in messages):
+            messages = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+        return hashlib.blake2b(_dump([messages, self.tools]), digest_size=HASH_BYTES).digest()
+
+
+def conversation_from_json(data: bytes | memoryview) -> Conversation:
+    """Return the conversation that ``to_json`` wrote."""
+    messages, tools = json.loads(bytes(data))
+    return Conversation(messages, tools)
+
+
+def _dump(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode("utf-8")

@@ -1,0 +1,156 @@
+"""The pack stage: chat files and the final tokenizer -> packs of tokens with trained bits, and a report about them.
+
+read and check every row -> duplicates out -> hold out -> mix -> render, tokenise, label, cut -> plan packs -> write
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stagecoach.formats.packed import FORMAT, FORMAT_VERSION, PACKED_JSON, token_dtype
+from stagecoach.formats.tokenizer import TOKENIZER_FILES, ChatTokenizer
+from stagecoach.outputs import Input, Output
+from stagecoach.recipe.tasks import PackTaskConfig
+from stagecoach.storage.base import ObjectStore
+from stagecoach_pack.chat import Renderer
+from stagecoach_pack.collect import Collected, Spool, collect, refuse_bad_rows
+from stagecoach_pack.cutting import Cutter
+from stagecoach_pack.documents import DocumentStore
+from stagecoach_pack.labels import Labeller
+from stagecoach_pack.mixing import Selection, select
+from stagecoach_pack.report import Report, make_report
+from stagecoach_pack.report_page import report_page
+from stagecoach_pack.sources.readers import DataFile
+from stagecoach_pack.tokens import Tokenising
+from stagecoach_pack.write import Split, write_split
+
+
+def run(config: PackTaskConfig, inputs: Mapping[str, Input], output: Output, store: ObjectStore) -> None:
+    """Pack the data of ``inputs["data-<source>"]`` with the tokenizer of ``inputs["tokenizer"]``.
+
+    Args:
+        config: The recipe's data and pack sections.
+        inputs: ``tokenizer``, and one ``data-<source name>`` for each source.
+        output: Gets ``packed.json``, ``train/``, ``heldout/``, ``report.json``, ``report.html``.
+        store: Unused; every stage has the same four arguments.
+
+    Raises:
+        DataError: Rows, files or the tokenizer do not fit; the sentence says which and why.
+    """
+    scratch = output.scratch / "pack"
+    spool = Spool(scratch)
+    try:
+        tokenizer = open_tokenizer(inputs["tokenizer"])
+        collected = collect(
+            config.data, data_files(config, inputs), spool, lambda rows, note: output.progress(1, 10, note)
+        )
+        selection = select(
+            config.data.sources,
+            spool.sources,
+            spool.digests,
+            config.pack,
+            remove_duplicates=config.data.remove_duplicates,
+        )
+        documents = DocumentStore(scratch, token_dtype(tokenizer.vocab_size))
+        try:
+            report = _pack(config, tokenizer, spool, collected, selection, documents, output)
+        finally:
+            documents.close()
+    finally:
+        spool.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+    output.write_bytes("report.json", report.to_json())
+    output.write_bytes("report.html", report_page(report))
+    output.summary = report.summary()
+
+
+def open_tokenizer(tokenizer: Input) -> ChatTokenizer:
+    """Load the final tokenizer that ``download`` made."""
+    names = [name for name in tokenizer.names() if name in TOKENIZER_FILES]
+    return ChatTokenizer({name: tokenizer.read_bytes(name) for name in names}, tokenizer.prefix)
+
+
+def data_files(config: PackTaskConfig, inputs: Mapping[str, Input]) -> dict[str, list[DataFile]]:
+    """Return the files of each source, in the order of their names."""
+    found: dict[str, list[DataFile]] = {}
+    for source in config.data.sources:
+        data = inputs[f"data-{source.name}"]
+        found[source.name] = [DataFile(name, data.path(name)) for name in data.names()]
+    return found
+
+
+def _pack(
+    config: PackTaskConfig,
+    tokenizer: ChatTokenizer,
+    spool: Spool,
+    collected: Collected,
+    selection: Selection,
+    documents: DocumentStore,
+    output: Output,
+) -> Report:
+    bos_id = tokenizer.id_of(tokenizer.special.bos or "") if tokenizer.begins_with_bos else None
+    cutter = Cutter(config.pack.pack_tokens, config.pack.too_long, bos_id)
+    chosen = np.flatnonzero((selection.copies > 0) | selection.held_out)
+
+    def on_progress(done: int, note: str) -> None:
+        output.progress(len(chosen) + 8 * done, 10 * max(len(chosen), 1), note)
+
+    work = Tokenising(
+        spool,
+        Renderer(tokenizer, config.pack.train_on),
+        Labeller(tokenizer),
+        cutter,
+        collected.problems,
+        on_progress,
+    )
+    work.run(chosen, documents)
+    refuse_bad_rows(config.data, collected)
+    splits = {
+        name: write_split(output, name, *_members(documents, copies), documents, spool, config.pack)
+        for name, copies in (("train", selection.copies), ("heldout", selection.held_out.astype(np.int64)))
+    }
+    description = _description(config, tokenizer, spool, bos_id, splits)
+    output.write_bytes(PACKED_JSON, (json.dumps(description, indent=1, sort_keys=True) + "\n").encode())
+    return make_report(config, description, collected, selection, spool, splits, work.counts, cutter.counts)
+
+
+def _members(
+    documents: DocumentStore, copies: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the documents of a split, each as often as its conversation has copies, and the number of each copy."""
+    times = copies[documents.conversations]
+    members = np.repeat(np.arange(len(documents)), times)
+    numbers = np.arange(len(members)) - np.repeat(np.cumsum(times) - times, times)
+    return members, numbers
+
+
+def _description(
+    config: PackTaskConfig, tokenizer: ChatTokenizer, spool: Spool, bos_id: int | None, splits: Mapping[str, Split]
+) -> dict[str, Any]:
+    """Return the content of ``packed.json``."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "pack_tokens": config.pack.pack_tokens,
+        "max_documents_per_pack": config.pack.max_documents_per_pack,
+        "token_dtype": token_dtype(tokenizer.vocab_size).str,
+        "vocab_size": tokenizer.vocab_size,
+        "pad_id": tokenizer.id_of(tokenizer.special.pad or "") or 0,
+        "bos_id": bos_id,
+        "chat_format": "chatml" if tokenizer.is_chatml else "tokenizer",
+        "chat_template_sha256": hashlib.sha256(tokenizer.template.source.encode()).hexdigest(),
+        "tokenizer_sha256": tokenizer.sha256,
+        "train_on": config.pack.train_on,
+        "too_long": config.pack.too_long,
+        "seed": config.pack.seed,
+        "sources": [source.name for source in config.data.sources],
+        "files": spool.file_names,
+        "splits": {name: split.summary(config.pack.pack_tokens) for name, split in splits.items()},
+    }

@@ -1,0 +1,1 @@
+"""Chat files of every common kind, turned into conversations of one form."""

@@ -1,0 +1,219 @@
+"""Turns a decoded row of any common chat schema into a ``Conversation``, or says which field does not fit and why.
+
+The schema is decided by the first row of a source and then required of every row: nothing is guessed row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from stagecoach.recipe.data import DataSource, RowFormat
+from stagecoach_pack.conversation import Conversation, Message
+from stagecoach_pack.problems import RowProblem
+from stagecoach_pack.sources.messages import ROLE_ALIASES, read_message, read_tools, tool_call_message
+
+Schema = Callable[[Mapping[str, Any]], Conversation]
+
+_EXPECTED_KEYS: dict[RowFormat, str] = {
+    "messages": "a list of {role, content} under 'messages' or 'conversations'",
+    "sharegpt": "a list of {from, value} under 'conversations' or 'items'",
+    "alpaca": "'instruction' and 'output'",
+    "prompt_completion": "'prompt' and 'completion'",
+    "input_output": "a list of {input, output} under 'conversation'",
+    "openorca": "'system_prompt', 'question' and 'response'",
+}
+
+
+def detect_format(row: Any, columns: Mapping[str, str]) -> RowFormat:
+    """Return the schema that a row has.
+
+    Args:
+        row: Any decoded value.
+        columns: Standard column name -> name in these files.
+
+    Raises:
+        RowProblem: None of the known ones.
+    """
+    if isinstance(row, dict):
+        present = {
+            name
+            for name in ("messages", "conversations", "items", "conversation")
+            if isinstance(row.get(columns.get(name, name)), list)
+        }
+        for name in sorted(present, key=("messages", "conversations", "items", "conversation").index):
+            turns = row[columns.get(name, name)]
+            first = next((turn for turn in turns if isinstance(turn, dict)), {})
+            if "from" in first:
+                return "sharegpt"
+            if "role" in first:
+                return "messages"
+            if "input" in first:
+                return "input_output"
+        keys = {
+            standard
+            for standard in ("instruction", "output", "prompt", "completion", "question", "response")
+            if columns.get(standard, standard) in row
+        }
+        if {"instruction", "output"} <= keys:
+            return "alpaca"
+        if {"prompt", "completion"} <= keys:
+            return "prompt_completion"
+        if {"question", "response"} <= keys:
+            return "openorca"
+    known = "; ".join(f"{name}: {keys}" for name, keys in _EXPECTED_KEYS.items())
+    found = list(row) if isinstance(row, dict) else row
+    raise RowProblem("unknown schema", "", f"one of the schemas ({known}); name it with `format` and `columns`", found)
+
+
+class RowReader:
+    """Reads rows of one source in one schema."""
+
+    def __init__(self, source: DataSource, row_format: RowFormat) -> None:
+        """Prepare for rows of ``row_format``, which is not ``auto``."""
+        self.row_format = row_format
+        self._columns = source.columns
+        self._roles: dict[str, str] = {**ROLE_ALIASES, **source.roles}
+        self._ignored = frozenset(source.ignore_fields)
+        self._system = source.system
+        self._schema: Schema = {
+            "messages": self._messages,
+            "sharegpt": self._sharegpt,
+            "alpaca": self._alpaca,
+            "prompt_completion": self._prompt_completion,
+            "input_output": self._input_output,
+            "openorca": self._openorca,
+        }[row_format]
+
+    def read(self, row: Any) -> Conversation:
+        """Return the conversation of one row; it may be empty, since filters of a source may come first.
+
+        Raises:
+            RowProblem: A field is missing, of the wrong type, or holds what cannot be kept.
+        """
+        if not isinstance(row, dict):
+            raise RowProblem("not an object", "", "a JSON object", row)
+        conversation = self._schema(row)
+        identity = row.get(self._columns.get("id", "id"))
+        conversation.identity = (
+            identity if isinstance(identity, str) else str(identity) if isinstance(identity, int) else ""
+        )
+        if self._system is not None and not (conversation.messages and conversation.messages[0]["role"] == "system"):
+            conversation.messages.insert(0, {"role": "system", "content": self._system})
+        return conversation
+
+    def _column(self, row: Mapping[str, Any], *names: str) -> tuple[str, Any]:
+        """Return the first of the columns that the row has, with the name it has there."""
+        for name in names:
+            actual = self._columns.get(name, name)
+            if actual in row:
+                return actual, row[actual]
+        raise RowProblem(
+            "missing column", names[0], _EXPECTED_KEYS[self.row_format] + ", as in the first row", list(row)
+        )
+
+    def _text(self, row: Mapping[str, Any], name: str, *, optional: bool = False) -> str:
+        actual = self._columns.get(name, name)
+        value = row.get(actual)
+        if isinstance(value, str):
+            return value
+        if value is None and optional:
+            return ""
+        if actual not in row:
+            raise RowProblem("missing column", actual, _EXPECTED_KEYS[self.row_format], list(row))
+        raise RowProblem("wrong type", actual, "text", value)
+
+    def _turns(self, row: Mapping[str, Any], *names: str) -> tuple[str, list[Any]]:
+        name, turns = self._column(row, *names)
+        if not isinstance(turns, list):
+            raise RowProblem("wrong type", name, "a list", turns)
+        return name, turns
+
+    def _role(self, value: Any, field: str) -> str:
+        role = self._roles.get(value) if isinstance(value, str) else None
+        if role is None:
+            raise RowProblem(
+                "unknown role", field, f"one of {', '.join(sorted(self._roles))} (add others under `roles`)", value
+            )
+        return role
+
+    def _read_messages(self, turns: Sequence[Any], name: str) -> list[Message]:
+        return [read_message(turn, f"{name}[{index}]", self._role, self._ignored) for index, turn in enumerate(turns)]
+
+    def _messages(self, row: Mapping[str, Any]) -> Conversation:
+        name, turns = self._turns(row, "messages", "conversations", "conversation")
+        return Conversation(self._read_messages(turns, name), self._tools(row))
+
+    def _tools(self, row: Mapping[str, Any]) -> list[Any] | None:
+        name = self._columns.get("tools", "tools")
+        if row.get(name) is None:
+            name = "functions"
+        return read_tools(row.get(name), name)
+
+    def _sharegpt(self, row: Mapping[str, Any]) -> Conversation:
+        name, turns = self._turns(row, "conversations", "items", "messages", "conversation")
+        messages: list[Message] = []
+        system = self._text(row, "system", optional=True)
+        if system:
+            messages.append({"role": "system", "content": system})
+        for index, turn in enumerate(turns):
+            field = f"{name}[{index}]"
+            if not isinstance(turn, dict):
+                raise RowProblem("wrong type", field, "an object {from, value}", turn)
+            if not isinstance(turn.get("value"), str):
+                raise RowProblem("wrong type", f"{field}.value", "text", turn.get("value", list(turn)))
+            role = self._role(turn.get("from"), f"{field}.from")
+            if role == "tool_call":
+                messages.append(tool_call_message(turn["value"], f"{field}.value"))
+                continue
+            message: Message = {"role": role, "content": turn["value"]}
+            if turn.get("weight") is not None:
+                message["weight"] = _weight(turn["weight"], f"{field}.weight")
+            messages.append(message)
+        return Conversation(messages, self._tools(row))
+
+    def _alpaca(self, row: Mapping[str, Any]) -> Conversation:
+        messages: list[Message] = []
+        if system := self._text(row, "system", optional=True):
+            messages.append({"role": "system", "content": system})
+        for index, pair in enumerate(row.get(self._columns.get("history", "history")) or []):
+            if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+                raise RowProblem("wrong type", f"history[{index}]", "a pair of texts", pair)
+            messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+        instruction, extra = self._text(row, "instruction"), self._text(row, "input", optional=True)
+        messages.append({"role": "user", "content": f"{instruction}\n{extra}" if extra else instruction})
+        messages.append({"role": "assistant", "content": self._text(row, "output")})
+        return Conversation(messages)
+
+    def _prompt_completion(self, row: Mapping[str, Any]) -> Conversation:
+        messages: list[Message] = []
+        for standard, role in (("prompt", "user"), ("completion", "assistant")):
+            name, value = self._column(row, standard)
+            if isinstance(value, list):
+                messages += self._read_messages(value, name)
+            elif isinstance(value, str):
+                messages.append({"role": role, "content": value})
+            else:
+                raise RowProblem("wrong type", name, "text or a list of messages", value)
+        return Conversation(messages, self._tools(row))
+
+    def _input_output(self, row: Mapping[str, Any]) -> Conversation:
+        name, turns = self._turns(row, "conversation", "conversations", "messages")
+        messages: list[Message] = []
+        for index, turn in enumerate(turns):
+            if not (
+                isinstance(turn, dict) and isinstance(turn.get("input"), str) and isinstance(turn.get("output"), str)
+            ):
+                raise RowProblem("wrong type", f"{name}[{index}]", "an object {input, output} of texts", turn)
+            messages += [{"role": "user", "content": turn["input"]}, {"role": "assistant", "content": turn["output"]}]
+        return Conversation(messages)
+
+    def _openorca(self, row: Mapping[str, Any]) -> Conversation:
+        roles = (("system_prompt", "system"), ("question", "user"), ("response", "assistant"))
+        return Conversation([{"role": role, "content": self._text(row, name)} for name, role in roles])
+
+
+def _weight(value: Any, field: str) -> int:
+    if isinstance(value, (int, float)) and value in (0, 1):
+        return int(value)
+    raise RowProblem("wrong weight", field, "0 or 1", value)

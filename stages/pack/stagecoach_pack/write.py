@@ -1,0 +1,102 @@
+"""Writes one split of the packed format: documents pack after pack, in the order of the packing plan."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stagecoach.formats.packed import DOCUMENT, BitWriter, pack_records, plan_sha256
+from stagecoach.outputs import Output
+from stagecoach.recipe.pack import PackConfig
+from stagecoach_pack.collect import Spool
+from stagecoach_pack.documents import DocumentStore
+from stagecoach_pack.packing import plan_packs
+
+
+@dataclass(slots=True)
+class Split:
+    """One written split.
+
+    Attributes:
+        documents: DOCUMENT records in stored order.
+        packs: PACK records.
+        targets: Trained tokens of each document.
+        plan_sha256: Digest of which document lies where.
+    """
+
+    documents: npt.NDArray[Any]
+    packs: npt.NDArray[Any]
+    targets: npt.NDArray[np.int64]
+    plan_sha256: str
+
+    def summary(self, pack_tokens: int) -> dict[str, Any]:
+        """Return the split's entry in ``packed.json``."""
+        num_tokens = int(self.documents["num_tokens"].sum(dtype=np.int64))
+        slots = len(self.packs) * pack_tokens
+        return {
+            "num_packs": len(self.packs),
+            "num_documents": len(self.documents),
+            "num_tokens": num_tokens,
+            "num_trained_tokens": int(self.targets.sum()),
+            "fill": num_tokens / slots if slots else 0.0,
+            "max_documents_in_pack": int(self.packs["num_documents"].max()) if len(self.packs) else 0,
+            "plan_sha256": self.plan_sha256,
+        }
+
+
+def write_split(
+    output: Output,
+    name: str,
+    documents: npt.NDArray[np.int64],
+    copies: npt.NDArray[np.int64],
+    store: DocumentStore,
+    spool: Spool,
+    pack: PackConfig,
+) -> Split:
+    """Plan the packs of one split and write its files.
+
+    Args:
+        output: Where they go, below ``name``/.
+        name: ``train`` or ``heldout``.
+        documents: Numbers of the split's documents in ``store``; a document with two copies stands here twice.
+        copies: Which copy each of them is, from 0.
+        store: The tokenised documents.
+        spool: The conversations they come from.
+        pack: The recipe's pack section.
+    """
+    lengths = store.lengths[documents]
+    order, num_documents = plan_packs(lengths, pack.pack_tokens, pack.max_documents_per_pack, pack.seed)
+    documents, lengths = documents[order], lengths[order]
+    records = np.zeros(len(documents), DOCUMENT)
+    conversations = store.conversations[documents]
+    records["first_token"] = np.cumsum(lengths) - lengths
+    records["num_tokens"] = lengths
+    records["skipped_tokens"] = store.skipped[documents]
+    records["flags"] = store.flags[documents]
+    records["copy"] = copies[order]
+    records["row"] = spool.rows[conversations]
+    records["source"] = spool.sources[conversations]
+    records["file"] = spool.files[conversations]
+    records["digest"] = np.ascontiguousarray(spool.digests[conversations]).view("V16").reshape(-1)
+    with output.create(f"{name}/ids.bin") as stream:
+        offset = 0
+        for place, conversation in enumerate(conversations.tolist()):
+            identity = spool.identity(conversation)
+            records["id_offset"][place] = offset
+            stream.write(identity)
+            offset += len(identity)
+    with ExitStack() as open_files:
+        tokens_stream = open_files.enter_context(output.create(f"{name}/tokens.bin"))
+        bits = open_files.enter_context(BitWriter(open_files.enter_context(output.create(f"{name}/trained.bits"))))
+        for tokens, trained in store.chunks(documents):
+            tokens_stream.write(tokens.tobytes())
+            bits.write(trained)
+    targets = store.targets[documents]
+    packs = pack_records(records, num_documents, targets)
+    output.write_bytes(f"{name}/documents.bin", records.tobytes())
+    output.write_bytes(f"{name}/packs.bin", packs.tobytes())
+    return Split(records, packs, targets, plan_sha256(records, packs))

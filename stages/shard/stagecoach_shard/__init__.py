@@ -1,0 +1,1 @@
+"""The shard stage of the Stagecoach pipeline."""

@@ -1,0 +1,191 @@
+"""Puts one rank's training together: engine with its weights, data, checkpoints, evaluation, metrics; then the loop.
+
+Everything that the loop needs is made here and nowhere else, so that the loop itself knows no files and no devices.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from stagecoach.architectures.registry import ModelSpec
+from stagecoach.formats.packed import PackedSplit
+from stagecoach.formats.tokenizer import ChatTokenizer
+from stagecoach.parallel.topology import Coordinates, Topology
+from stagecoach.progress import Progress
+from stagecoach.recipe.train import TrainConfig
+from stagecoach.settings import Settings
+from stagecoach.storage.base import ObjectStore
+from stagecoach_train.attempts import Fence
+from stagecoach_train.batch import MicroBatchShape
+from stagecoach_train.checkpoint_writer import CheckpointWriter
+from stagecoach_train.checkpointing import Retention
+from stagecoach_train.data import DataOrder, refuse_untrained_steps
+from stagecoach_train.engine import Engine
+from stagecoach_train.evaluation import Evaluator, HeldoutDocuments
+from stagecoach_train.feed import PackNumbers, StepFeed
+from stagecoach_train.generate import Interview
+from stagecoach_train.job import CHECKPOINT, Job, checked_input
+from stagecoach_train.metrics import MetricsStream
+from stagecoach_train.ranks import Ranks
+from stagecoach_train.signals import StopRequest
+from stagecoach_train.sinks import open_sinks
+from stagecoach_train.sources import CheckpointSource, ShardSource
+from stagecoach_train.throughput import peak_flops
+from stagecoach_train.train_state import TrainState
+from stagecoach_train.trainer import Hardware, Parts, Trainer
+
+_log = logging.getLogger("stagecoach.train")
+
+
+def topology_of(config: TrainConfig) -> Topology:
+    """Return the grid of ranks that a recipe asks for."""
+    layout = config.layout
+    return Topology(layout.data_parallel, layout.tensor_parallel, layout.pipeline_parallel)
+
+
+def assemble(job: Job, store: ObjectStore, ranks: Ranks, device: torch.device, stop: StopRequest) -> Trainer:
+    """Build one rank's training.
+
+    Args:
+        job: What to train, with assignment and checked files.
+        store: Where everything is kept.
+        ranks: The peers.
+        device: Where this rank computes.
+        stop: Asked at every safe point.
+
+    Raises:
+        DataError: Some step would have no trained target, or inputs do not fit each other.
+    """
+    config, assignment = job.config, job.assignment
+    assert assignment is not None, "the assignment is agreed on before anything is built"
+    topology = topology_of(config)
+    at = topology.coordinates(ranks.rank)
+    shards = ShardSource(checked_input(store, job, "shards").path, (at.tp, at.pp))
+    spec = shards.shards.spec
+    packed = checked_input(store, job, "packed")
+    train, heldout = PackedSplit.open(packed, "train"), PackedSplit.open(packed, "heldout")
+    order = DataOrder.of(config, train.num_packs)
+    numbers = PackNumbers.of(train, spec)
+    refuse_untrained_steps(order, numbers.num_targets)
+    shape, micro_batch_packs = choose_shape(config, train, heldout)
+    feed = StepFeed(
+        train,
+        numbers,
+        order,
+        shape,
+        micro_batch_packs=micro_batch_packs,
+        data_parallel=topology.data_parallel,
+        dp_rank=at.dp,
+    )
+    engine = Engine(config, spec, topology, device, num_micro_batches=feed.num_micro_batches, shape=shape)
+    state = _load(engine, job, store, shards)
+    return Trainer(
+        Parts(
+            config=config,
+            spec=spec,
+            order=order,
+            feed=feed,
+            engine=engine,
+            ranks=ranks,
+            writer=_writer(job, store, ranks, spec),
+            evaluator=_evaluator(heldout, shape, ranks, topology, at, micro_batch_packs),
+            interview=_interview(job, store),
+            metrics=_metrics(job, store) if ranks.leads else None,
+            stop=stop,
+            progress=Progress(Settings.from_environ().progress_file if ranks.leads else None),
+            hardware=_hardware(device, topology.world_size),
+            attempt=assignment.attempt,
+        ),
+        state,
+    )
+
+
+def choose_shape(config: TrainConfig, train: PackedSplit, heldout: PackedSplit) -> tuple[MicroBatchShape, int]:
+    """Return the shape of every micro-batch, and how many packs it holds."""
+    at_most = -(-config.packs_per_step // config.layout.data_parallel)
+    wanted = 1 if config.micro_batch_packs == "auto" else config.micro_batch_packs
+    micro_batch_packs = min(wanted, at_most)
+    fullest = max(train.max_documents_per_pack, heldout.max_documents_per_pack)
+    shape = MicroBatchShape.of(
+        pack_tokens=train.pack_tokens, micro_batch_packs=micro_batch_packs, max_documents_per_pack=fullest
+    )
+    return shape, micro_batch_packs
+
+
+def _load(engine: Engine, job: Job, store: ObjectStore, shards: ShardSource) -> TrainState:
+    """Give the engine its weights: the resumed checkpoint's, else those of the shards; returns the training's state."""
+    assert job.assignment is not None, "see assemble"
+    if job.assignment.resume is None:
+        engine.load_weights(shards)
+        return TrainState()
+    source = CheckpointSource(checked_input(store, job, CHECKPOINT).path)
+    engine.load_state(source, num_updates=source.state.num_updates)
+    return source.state
+
+
+def _writer(job: Job, store: ObjectStore, ranks: Ranks, spec: ModelSpec) -> CheckpointWriter:
+    assert job.assignment is not None, "see assemble"
+    config = job.config
+    return CheckpointWriter(
+        store,
+        job.trained,
+        ranks,
+        Fence(store, job.trained, job.assignment.attempt),
+        spec,
+        Retention(config.keep_last, config.keep_every_steps, config.keep_best),
+        job.assignment.resume,
+        job.scratch / "checkpoints",
+    )
+
+
+def _evaluator(
+    heldout: PackedSplit,
+    shape: MicroBatchShape,
+    ranks: Ranks,
+    topology: Topology,
+    at: Coordinates,
+    micro_batch_packs: int,
+) -> Evaluator | None:
+    if heldout.num_packs == 0:
+        if ranks.leads:
+            _log.warning("there is no held-out split; nothing is evaluated and no checkpoint is the best")
+        return None
+    return Evaluator(
+        heldout,
+        HeldoutDocuments.of(heldout),
+        shape,
+        ranks,
+        micro_batch_packs=micro_batch_packs,
+        data_parallel=topology.data_parallel,
+        dp_rank=at.dp,
+        reports=at.tp == 0 and at.pp == 0,
+    )
+
+
+def _interview(job: Job, store: ObjectStore) -> Interview | None:
+    if not job.config.prompts and not job.config.tasks:
+        return None
+    source = checked_input(store, job, "tokenizer")
+    files = {name: source.read_bytes(name) for name in source.names()}
+    return Interview(ChatTokenizer(files, source.prefix), job.config)
+
+
+def _metrics(job: Job, store: ObjectStore) -> MetricsStream:
+    assert job.assignment is not None, "see assemble"
+    settings = Settings.from_environ()
+    folder = settings.artifacts_dir or job.scratch
+    name = job.trained.rstrip("/").rsplit("/", 1)[-1]
+    return MetricsStream(store, job.trained, job.assignment.attempt, open_sinks(job.config, folder, name))
+
+
+def _hardware(device: torch.device, world_size: int) -> Hardware:
+    if device.type != "cuda":
+        return Hardware()
+    peak = peak_flops(torch.cuda.get_device_name(device))
+
+    def memory_gib() -> float:
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
+
+    return Hardware(peak_flops=peak * world_size if peak else None, memory_gib=memory_gib)

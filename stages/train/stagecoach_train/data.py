@@ -1,0 +1,235 @@
+"""Which packs make which step, and how a step is shared: the step number is the whole state of the data.
+
+    epoch 0          epoch 1          epoch 2 (the last, cut by `epochs: 2.6`)
+    3 0 4 1 2        1 4 0 2 3        4 0 2                    a permutation of 5 packs for each epoch, joined
+    |-- step 0 --|-- step 1 --|-- step 2 --|-- 3 --|           cut every 4 packs; step 3 has one empty place
+
+The packs of a step are dealt to the data-parallel ranks by cost (longest first to the least loaded), so that no rank
+waits long for another. Which packs make a step never depends on the layout; only who works on which does.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from stagecoach.errors import DataError
+from stagecoach.formats.packed import PackArrays
+from stagecoach.recipe.train import DEFAULT_EPOCHS, TrainConfig
+from stagecoach_train.batch import MicroBatch, MicroBatchShape, max_seqlen_bucket, shifted_targets
+
+_ORDER_STREAM = 0x5041434B  # "PACK": keeps these random bits apart from every other use of the same seed
+
+
+class Packs(Protocol):
+    """The packs of one split, as ``stagecoach.formats.packed.PackedSplit`` offers them."""
+
+    @property
+    def num_packs(self) -> int:
+        """How many there are."""
+
+    def pack(self, index: int) -> PackArrays:
+        """Return one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataOrder:
+    """Which packs make which step.
+
+    Attributes:
+        num_packs: Packs of the training split.
+        packs_per_step: Places of a step.
+        total_packs: Packs seen in the whole training, repetitions counted.
+        num_steps: Steps of the whole training.
+        seed: What the permutations are made from.
+    """
+
+    num_packs: int
+    packs_per_step: int
+    total_packs: int
+    num_steps: int
+    seed: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, num_packs: int) -> DataOrder:
+        """Return the order that a recipe asks for.
+
+        Raises:
+            DataError: There is nothing to train on.
+        """
+        if num_packs < 1:
+            raise DataError("train: expected at least one training pack, got 0; add data or lower the held-out share")
+        num_steps = config.total_steps(num_packs)
+        total_packs = num_steps * config.packs_per_step
+        if config.steps is None:
+            epochs = DEFAULT_EPOCHS if config.epochs is None else config.epochs
+            total_packs = max(1, math.ceil(epochs * num_packs - 1e-9))
+        return cls(num_packs, config.packs_per_step, total_packs, num_steps, config.seed)
+
+    def packs_of_step(self, step: int) -> list[int]:
+        """Return the packs of a step, counted from 0; fewer than ``packs_per_step`` only in the last one."""
+        start = step * self.packs_per_step
+        stop = min(start + self.packs_per_step, self.total_packs)
+        return [self._pack_at(position) for position in range(start, stop)]
+
+    def epoch_of_step(self, step: int) -> float:
+        """Return how many epochs have been seen when ``step`` steps are done."""
+        return min(step * self.packs_per_step, self.total_packs) / self.num_packs
+
+    def _pack_at(self, position: int) -> int:
+        epoch, index = divmod(position, self.num_packs)
+        return int(permutation(self.seed, epoch, self.num_packs)[index])
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, num_packs: int) -> npt.NDArray[np.int64]:
+    """Return the order of the packs in one epoch, int64 [num_packs].
+
+    Sorts raw Philox words instead of asking numpy's Generator, whose algorithms may change between versions.
+    """
+    bits = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=[0, 0, 0, _ORDER_STREAM])
+    order = np.argsort(bits.random_raw(num_packs), kind="stable")
+    order.flags.writeable = False
+    return order
+
+
+def micro_batches_per_rank(packs_per_step: int, data_parallel: int, micro_batch_packs: int) -> int:
+    """Return how many micro-batches each data-parallel rank gets in every step.
+
+    Examples:
+        10 packs on 2 ranks, 2 in a micro-batch: 5 packs a rank, so 3 micro-batches, one with an empty place.
+
+        >>> micro_batches_per_rank(10, 2, 2)
+        3
+    """
+    return math.ceil(packs_per_step / (data_parallel * micro_batch_packs))
+
+
+def deal(costs: Sequence[float], num_bins: int, places: int) -> list[list[int]]:
+    """Deal items to bins so that the fullest costs little: dearest first, to the cheapest bin that has a place.
+
+    Ties go to the earlier item and the lower bin, so the answer is a function of the costs alone.
+
+    Args:
+        costs: Cost of each item.
+        num_bins: Number of bins.
+        places: Most items a bin can hold.
+
+    Returns:
+        For each bin the indices of its items, dearest first.
+
+    Examples:
+        >>> deal([5, 9, 4, 7], num_bins=2, places=2)
+        [[1, 2], [3, 0]]
+    """
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    loads = [0.0] * num_bins
+    for item in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
+        open_bins = [index for index in range(num_bins) if len(bins[index]) < places]
+        cheapest = min(open_bins, key=lambda index: (loads[index], index))
+        bins[cheapest].append(item)
+        loads[cheapest] += costs[item]
+    return bins
+
+
+def share_step(
+    packs: Sequence[int],
+    costs: npt.NDArray[np.float64],
+    data_parallel: int,
+    micro_batch_packs: int,
+    num_micro_batches: int,
+) -> list[list[list[int]]]:
+    """Share a step's packs: for each data-parallel rank its micro-batches, each a list of packs, maybe empty.
+
+    Micro-batches stand dearest first on every rank, so that ranks which meet at each of them wait little.
+
+    Args:
+        packs: The step's packs.
+        costs: [num_packs], cost of every pack of the split, in any unit.
+        data_parallel: Ranks to share among.
+        micro_batch_packs: Most packs in a micro-batch.
+        num_micro_batches: Micro-batches of each rank.
+    """
+    places = num_micro_batches * micro_batch_packs
+    shared = []
+    for rank_items in deal([float(costs[pack]) for pack in packs], data_parallel, places):
+        rank_packs = [packs[item] for item in rank_items]
+        groups = deal([float(costs[pack]) for pack in rank_packs], num_micro_batches, micro_batch_packs)
+        groups.sort(key=lambda group: (-sum(float(costs[rank_packs[item]]) for item in group), group))
+        shared.append([[rank_packs[item] for item in group] for group in groups])
+    return shared
+
+
+def join_packs(packs: Sequence[PackArrays], shape: MicroBatchShape) -> MicroBatch:
+    """Join whole packs to one flat stream; places without a pack become untrained padding documents.
+
+    Raises:
+        ValueError: The packs need more tokens or documents than the shape has.
+    """
+    num_tokens = sum(len(pack.tokens) for pack in packs)
+    starts = np.concatenate(
+        [np.asarray(pack.document_starts, np.int64) + offset for pack, offset in _with_offsets(packs)]
+        or [np.zeros(0, np.int64)]
+    )
+    unused = shape.num_tokens - num_tokens
+    num_documents = len(starts) + (unused > 0)
+    if unused < 0 or num_documents > shape.num_documents:
+        raise ValueError(
+            f"{len(packs)} packs with {num_tokens} tokens and {len(starts)} documents: expected at most"
+            f" {shape.num_tokens} tokens and {shape.num_documents} documents in a micro-batch"
+        )
+    cu_seqlens = np.full(shape.num_documents + 1, shape.num_tokens, np.int32)
+    cu_seqlens[: len(starts)] = starts
+    if unused:
+        cu_seqlens[len(starts)] = num_tokens
+    padding = np.zeros(unused, np.int64)
+    tokens = np.concatenate([*(pack.tokens.astype(np.int64) for pack in packs), padding])
+    trained = np.concatenate([*(pack.trained.astype(np.bool_) for pack in packs), padding.astype(np.bool_)])
+    targets = shifted_targets(tokens, trained, cu_seqlens)
+    return MicroBatch(
+        tokens_T=tokens,
+        positions_T=_positions(cu_seqlens),
+        targets_T=targets,
+        cu_seqlens=cu_seqlens,
+        max_seqlen=max_seqlen_bucket(int(np.diff(cu_seqlens).max(initial=1))),
+        num_targets=int(np.count_nonzero(trained)),
+    )
+
+
+def _with_offsets(packs: Sequence[PackArrays]) -> list[tuple[PackArrays, int]]:
+    offsets = np.cumsum([0, *(len(pack.tokens) for pack in packs)])
+    return [(pack, int(offset)) for pack, offset in zip(packs, offsets, strict=False)]
+
+
+def _positions(cu_seqlens: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Return each token's position in its document, int64 [T], for documents that start at ``cu_seqlens``."""
+    lengths = np.diff(cu_seqlens).astype(np.int64)
+    return np.arange(int(cu_seqlens[-1]), dtype=np.int64) - np.repeat(cu_seqlens[:-1].astype(np.int64), lengths)
+
+
+def refuse_untrained_steps(order: DataOrder, targets_of_pack: npt.NDArray[np.int64]) -> None:
+    """Refuse, before the first step, a training with a step that has nothing to learn from.
+
+    Args:
+        order: Which packs make which step.
+        targets_of_pack: [num_packs], trained targets of each pack.
+
+    Raises:
+        DataError: Some step has no trained target; its loss would be 0 / 0.
+    """
+    if int(targets_of_pack.min(initial=1)) > 0:
+        return
+    for step in range(order.num_steps):
+        packs = order.packs_of_step(step)
+        if int(targets_of_pack[packs].sum()) == 0:
+            raise DataError(
+                f"train: step {step + 1} of {order.num_steps} (packs {', '.join(map(str, packs[:8]))}) has no trained"
+                f" target; raise train.packs_per_step above {order.packs_per_step}, or remove conversations without an"
+                " answer"
+            )

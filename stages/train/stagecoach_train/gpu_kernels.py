@@ -1,0 +1,173 @@
+"""Triton kernels, each one pass over memory: AdamW, cross entropy over logits in place, sums of exchanged gradients.
+
+Imported only where tensors are on a GPU. Every kernel has a plain counterpart (`optimizer.plain_adamw`, `loss`, a sum) that
+it is tested against.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from stagecoach_train.optimizer import Slice, UpdateNumbers
+
+BLOCK = 4_096
+COLUMN_BLOCK = 16_384
+
+
+@triton.jit(do_not_specialize=["count", "first_row", "first_column", "update", "tensor_number", "key_0", "key_1"])
+def _adamw(
+    weight, remainder, grad, exp_avg, exp_avg_sq, factor_pointer,
+    count, width, first_row, first_column, native_columns,
+    decay, beta1, beta2, eps, step_size, root_correction,
+    key_0, key_1, update, tensor_number,
+    SPLIT: tl.constexpr, ROUND: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    factor = tl.load(factor_pointer).to(tl.float32)
+    # A factor that is not finite skips the step: nothing is stored.
+    limit = tl.where((factor - factor) == 0.0, count, 0)
+    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offset < limit
+    g = tl.load(grad + offset, mask=mask, other=0.0).to(tl.float32) * factor
+    m = tl.load(exp_avg + offset, mask=mask, other=0.0).to(tl.float32)
+    v = tl.load(exp_avg_sq + offset, mask=mask, other=0.0).to(tl.float32)
+    w = tl.load(weight + offset, mask=mask, other=0.0).to(tl.float32)
+    if SPLIT:
+        low = tl.load(remainder + offset, mask=mask, other=0).to(tl.int32)
+        w = (w.to(tl.int32, bitcast=True) + low).to(tl.float32, bitcast=True)
+    m = m + (g - m) * (1.0 - beta1)
+    v = v * beta2 + g * g * (1.0 - beta2)
+    w = w - w * decay - step_size * m / (tl.sqrt(v) / root_correction + eps)
+    tl.store(exp_avg + offset, m.to(exp_avg.dtype.element_ty), mask=mask)
+    if ROUND:
+        small = offset.to(tl.int32)
+        row = (small // width + first_row).to(tl.int64)
+        element = row * native_columns + (small % width + first_column)
+        zero = element.to(tl.uint32) * 0
+        bits, _b, _c, _d = tl.philox_impl(
+            element.to(tl.uint32), (element >> 32).to(tl.uint32), zero + update.to(tl.uint32),
+            zero + tensor_number.to(tl.uint32), zero + key_0.to(tl.uint32), zero + key_1.to(tl.uint32),
+        )  # fmt: skip
+        v_bits = v.to(tl.int32, bitcast=True) + (bits & 0xFFFF).to(tl.int32)
+        v = ((v_bits >> 16) << 16).to(tl.float32, bitcast=True)
+    tl.store(exp_avg_sq + offset, v.to(exp_avg_sq.dtype.element_ty), mask=mask)
+    if SPLIT:
+        w_bits = w.to(tl.int32, bitcast=True)
+        rounded = ((w_bits + 0x8000) >> 16) << 16
+        tl.store(remainder + offset, (w_bits - rounded).to(tl.int16), mask=mask)
+        # Exact: the lower half is zero.
+        tl.store(weight + offset, rounded.to(tl.float32, bitcast=True).to(tl.bfloat16), mask=mask)
+    else:
+        tl.store(weight + offset, w.to(weight.dtype.element_ty), mask=mask)
+
+
+def adamw_pass(part: Slice, factor: torch.Tensor, numbers: UpdateNumbers) -> None:
+    """Update one slice; see `optimizer.plain_adamw`."""
+    count = part.weight.numel()
+    if count == 0:
+        return
+    columns = part.rectangle.cols
+    _adamw[(triton.cdiv(count, BLOCK),)](
+        part.weight, part.weight if part.remainder is None else part.remainder, part.grad, part.exp_avg,
+        part.exp_avg_sq, factor,
+        count, 1 if columns is None else columns[1] - columns[0], part.rectangle.rows[0],
+        0 if columns is None else columns[0], part.native_columns,
+        part.decay, numbers.beta1, numbers.beta2, numbers.eps, numbers.step_size, numbers.root_correction,
+        numbers.seed & 0xFFFFFFFF, numbers.seed >> 32 & 0xFFFFFFFF, numbers.update, part.tensor_number,
+        SPLIT=part.remainder is not None, ROUND=part.exp_avg_sq.dtype == torch.bfloat16, BLOCK=BLOCK, num_warps=8,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["first_token", "num_real"])
+def _row_statistics(
+    logits, targets, out, first_token, num_real, stride, BLOCKS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(targets + row) - first_token
+    highest = tl.full((), -float("inf"), tl.float32)
+    sum_exp = tl.full((), 0.0, tl.float32)
+    target_logit = tl.full((), 0.0, tl.float32)
+    for block in range(BLOCKS):
+        column = block * BLOCK + tl.arange(0, BLOCK)
+        mask = column < num_real
+        x = tl.load(logits + row * stride + column, mask=mask, other=-float("inf")).to(tl.float32)
+        # A block of padding alone has no maximum of its own.
+        new_highest = tl.maximum(tl.maximum(highest, tl.max(x)), -1e30)
+        sum_exp = sum_exp * tl.exp(highest - new_highest) + tl.sum(tl.exp(x - new_highest))
+        target_logit += tl.sum(tl.where((column == target) & mask, x, 0.0))
+        highest = new_highest
+    tl.store(out + row * 3, highest)
+    tl.store(out + row * 3 + 1, sum_exp)
+    tl.store(out + row * 3 + 2, target_logit)
+
+
+@triton.jit(do_not_specialize=["first_token", "num_real"])
+def _row_gradient(
+    logits, targets, log_sum_exp, scale, first_token, num_real, stride, BLOCKS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    target_token = tl.load(targets + row)
+    target = target_token - first_token
+    lse = tl.load(log_sum_exp + row)
+    factor = tl.where(target_token >= 0, scale, 0.0)
+    for block in range(BLOCKS):
+        column = block * BLOCK + tl.arange(0, BLOCK)
+        real = column < num_real
+        x = tl.load(logits + row * stride + column, mask=real, other=-float("inf")).to(tl.float32)
+        gradient = (tl.exp(x - lse) - tl.where(real & (column == target), 1.0, 0.0)) * factor
+        tl.store(logits + row * stride + column, gradient.to(logits.dtype.element_ty), mask=column < stride)
+
+
+def row_statistics(logits_CV: torch.Tensor, targets_C: torch.Tensor, first_token: int, num_real: int) -> torch.Tensor:
+    """Return [C, 3] fp32: highest logit, sum of exp(logit - highest), the target's logit (0 where another rank has it)."""
+    out = torch.empty(logits_CV.shape[0], 3, dtype=torch.float32, device=logits_CV.device)
+    if logits_CV.shape[0]:
+        _row_statistics[(logits_CV.shape[0],)](
+            logits_CV, targets_C, out, first_token, num_real, logits_CV.stride(0),
+            BLOCKS=triton.cdiv(logits_CV.shape[1], COLUMN_BLOCK), BLOCK=COLUMN_BLOCK, num_warps=16,
+        )  # fmt: skip
+    return out
+
+
+def logits_to_gradient_(
+    logits_CV: torch.Tensor, targets_C: torch.Tensor, lse_C: torch.Tensor, scale: float, first_token: int, num_real: int
+) -> None:
+    """Overwrite contiguous logits by the gradient of scale x loss; rows with a negative target and padding become 0."""
+    if logits_CV.shape[0]:
+        _row_gradient[(logits_CV.shape[0],)](
+            logits_CV, targets_C, lse_C, scale, first_token, num_real, logits_CV.stride(0),
+            BLOCKS=triton.cdiv(logits_CV.shape[1], COLUMN_BLOCK), BLOCK=COLUMN_BLOCK, num_warps=16,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["count", "peer_stride"])
+def _add_parts(total, own, peers, count, peer_stride, PEERS: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr):
+    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offset < count
+    value = tl.load(own + offset, mask=mask, other=0.0).to(tl.float32)
+    for peer in tl.static_range(PEERS):
+        value += tl.load(peers + peer * peer_stride + offset, mask=mask, other=0.0).to(tl.float32)
+    if not FIRST:
+        value += tl.load(total + offset, mask=mask)
+    tl.store(total + offset, value, mask=mask)
+
+
+def add_parts(total: torch.Tensor, own: torch.Tensor, peers: torch.Tensor, peer_stride: int, *, first: bool) -> None:
+    """total (+)= own + the peers' parts, in fp32.
+
+    Args:
+        total: fp32, contiguous; overwritten if `first`, else added to.
+        own: This rank's own part, any float dtype, contiguous.
+        peers: The other ranks' parts one after the other, `peer_stride` elements apart; may be empty.
+        peer_stride: Distance between two parts.
+        first: Whether this is the step's first micro-batch.
+    """
+    count = total.numel()
+    if count:
+        num_peers: Any = peers.numel() // peer_stride if peer_stride else 0
+        _add_parts[(triton.cdiv(count, BLOCK),)](
+            total, own, peers, count, peer_stride, PEERS=num_peers, FIRST=first, BLOCK=BLOCK, num_warps=8
+        )

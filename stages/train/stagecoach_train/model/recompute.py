@@ -1,0 +1,69 @@
+"""What a layer keeps for the backward pass and what it computes again, chosen layer by layer.
+
+    mode            computed again                                   kept, bf16, Mistral-7B      KiB a token and layer
+    none            what autograd or the compiler chooses            everything a product needs  about 136
+    selective       norms, RoPE, SiLU(gate) * up                     every matrix product        92
+    selective_mlp   also the gate/up product                         the other products          36
+    full            everything                                       the layer's input           8
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from stagecoach.recipe.train import RecomputeMode
+
+Function = Callable[..., Any]
+
+
+def with_recompute(function: Function, mode: RecomputeMode, *, gate_up_rows: int, regather: bool) -> Function:
+    """Wrap a layer's function so that its backward pass computes again what the mode says.
+
+    Args:
+        function: Takes and returns tensors; must not be random.
+        mode: See the table above.
+        gate_up_rows: Rows of this rank's gate/up matrix; tells its product from the others.
+        regather: Also gather a tensor-parallel layer's inputs again instead of keeping them.
+    """
+    if mode == "none":
+        return function
+    if mode == "full":
+        contexts: dict[str, Any] = {}
+    else:
+        policy = _policy(again_rows=gate_up_rows if mode == "selective_mlp" else None, regather=regather)
+        contexts = {"context_fn": functools.partial(create_selective_checkpoint_contexts, policy)}
+
+    def recomputing(*arguments: Any) -> Any:
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False, **contexts)
+
+    return recomputing
+
+
+def _policy(*, again_rows: int | None, regather: bool) -> Callable[..., CheckpointPolicy]:
+    """Keep attention, reduce-scatters and matrix products; compute the rest again, and products of that many columns."""
+    functional = torch.ops._c10d_functional
+    products = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.linear.default}
+    attention = {
+        torch.ops.stagecoach.document_attention.default,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+        torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    }
+    gathers = {functional.all_gather_into_tensor.default, functional.wait_tensor.default}
+
+    def policy(_context: Any, operation: Any, *arguments: Any, **_options: Any) -> CheckpointPolicy:
+        if operation in attention or operation is functional.reduce_scatter_tensor.default:
+            return CheckpointPolicy.MUST_SAVE
+        if operation in products:
+            columns = arguments[-1].shape[-1] if operation is not torch.ops.aten.linear.default else arguments[1].shape[0]
+            return CheckpointPolicy.PREFER_RECOMPUTE if columns == again_rows else CheckpointPolicy.MUST_SAVE
+        if operation in gathers and not regather:
+            return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    return policy

@@ -1,0 +1,1 @@
+"""Parallelism laid on from outside: process groups, collectives, tensor, data and pipeline parallelism."""

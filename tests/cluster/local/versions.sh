@@ -1,0 +1,8 @@
+# Versions of what the cluster is made of; the environment may name others.
+# Kubernetes stays at 1.34: from 1.35 the kubelet refuses control groups of version 1 unless told otherwise.
+KUBERNETES_VERSION=${KUBERNETES_VERSION:-1.34.4}
+ARGO_VERSION=${ARGO_VERSION:-4.0.5}
+HELM_VERSION=${HELM_VERSION:-4.3.1}
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+CACHE=${CLUSTER_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/stagecoach-cluster}
+DATA=${CLUSTER_DATA:-$CACHE/data}

@@ -1,0 +1,39 @@
+"""What every test may use: the strict treatment of skips and one real S3 server for the whole session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.skips import StrictSkips
+
+if TYPE_CHECKING:
+    from tests.seaweed import SeaweedServer
+
+pytest_plugins = ["pytester"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the project's own options."""
+    parser.addoption(
+        "--strict-skips",
+        action="store_true",
+        help="fail on a skip whose reason is not on the list of tests/skips.py",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the strict treatment of skips where it was asked for (in the process that reports)."""
+    if config.getoption("--strict-skips") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(StrictSkips())
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]:
+    """A SeaweedFS on free loopback ports, from the first test that asks for it to the last one."""
+    from tests.seaweed import start_seaweed
+
+    with start_seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server

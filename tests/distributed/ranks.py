@@ -1,0 +1,76 @@
+"""Runs a function in N rank processes with a gloo process group, and hands back what each returned."""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+import queue
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def run_ranks(
+    world_size: int, function: Callable[..., Any], *arguments: Any, folder: Path, timeout_seconds: float = 300
+) -> list[Any]:
+    """Call `function(*arguments)` on every rank and return the results in rank order.
+
+    Args:
+        world_size: Number of processes.
+        function: A module-level function; its results travel through a queue, so numpy arrays and plain values.
+        arguments: Given to every rank alike.
+        folder: An empty folder for the rendezvous file.
+        timeout_seconds: For all ranks together.
+
+    Raises:
+        RuntimeError: A rank failed (with its traceback), or nothing came in time.
+    """
+    context = multiprocessing.get_context("spawn")
+    results: Any = context.Queue()
+    store = folder / "rendezvous"
+    processes = [
+        context.Process(target=_rank_main, args=(rank, world_size, str(store), results, function, arguments), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    found: dict[int, Any] = {}
+    try:
+        while len(found) < world_size:
+            rank, result, error = results.get(timeout=timeout_seconds)
+            if error is not None:
+                raise RuntimeError(f"rank {rank} of {world_size} failed:\n{error}")
+            found[rank] = result
+    except queue.Empty:
+        missing = sorted(set(range(world_size)) - set(found))
+        raise RuntimeError(f"ranks {missing} of {world_size} did not answer in {timeout_seconds:.0f} s") from None
+    finally:
+        for process in processes:
+            if len(found) == world_size:
+                process.join(timeout=20)
+            if process.is_alive():
+                process.kill()
+    return [found[rank] for rank in range(world_size)]
+
+
+def _rank_main(
+    rank: int, world_size: int, store: str, results: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    try:
+        torch.set_num_threads(1)
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{store}",
+            rank=rank,
+            world_size=world_size,
+            timeout=datetime.timedelta(seconds=120),
+        )
+        results.put((rank, function(*arguments), None))
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))

@@ -1,0 +1,94 @@
+"""Outputs and inputs: complete or absent, and every byte checked before it is used."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from stagecoach.storage.base import ObjectStore
+from stagecoach.storage.local import LocalStore
+from stagecoach.storage.memory import MemoryStore
+
+from stagecoach.errors import CorruptObjectError, MissingInputError
+from stagecoach.outputs import Output, open_input
+
+PREFIX = "packed/demo-00ff/"
+FIELDS = {"task": "pack", "key": "00ff", "name": "demo", "output_version": 1}
+
+
+@pytest.fixture(params=["memory", "directory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    return MemoryStore("m") if request.param == "memory" else LocalStore(tmp_path / "store")
+
+
+def _finished(store: ObjectStore, tmp_path: Path, **objects: bytes) -> Output:
+    output = Output(store, PREFIX, tmp_path / "scratch")
+    for name, data in objects.items():
+        output.write_bytes(name, data)
+    assert output.commit(**FIELDS)
+    return output
+
+
+def test_what_was_written_is_read_back(store: ObjectStore, tmp_path: Path) -> None:
+    _finished(store, tmp_path, a=b"one", b=b"")
+    read = open_input(store, PREFIX, tmp_path / "in")
+    assert (read.names(), read.read_bytes("a"), read.read_bytes("b")) == (["a", "b"], b"one", b"")
+
+
+def test_before_the_commit_there_is_nothing_to_open(store: ObjectStore, tmp_path: Path) -> None:
+    Output(store, PREFIX, tmp_path / "scratch").write_bytes("a", b"one")
+    with pytest.raises(MissingInputError, match="no finished output here"):
+        open_input(store, PREFIX, tmp_path / "in")
+
+
+def test_a_stream_that_raises_leaves_no_object(store: ObjectStore, tmp_path: Path) -> None:
+    output = Output(store, PREFIX, tmp_path / "scratch")
+    with pytest.raises(RuntimeError), output.create("a") as stream:
+        stream.write(b"half")
+        raise RuntimeError
+    assert list(store.list(PREFIX)) == []
+    assert output.objects == {}
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_name_cannot_be_written_twice(store: ObjectStore, tmp_path: Path) -> None:
+    output = Output(store, PREFIX, tmp_path / "scratch")
+    output.write_bytes("a", b"one")
+    with pytest.raises(ValueError, match="expected a new name"):
+        output.write_bytes("a", b"two")
+
+
+def test_two_tries_do_not_mix_and_the_first_commit_stands(store: ObjectStore, tmp_path: Path) -> None:
+    first, second = Output(store, PREFIX, tmp_path / "1"), Output(store, PREFIX, tmp_path / "2")
+    first.write_bytes("a", b"first")
+    second.write_bytes("a", b"second")
+    assert first.commit(**FIELDS)
+    assert not second.commit(**FIELDS)
+    assert open_input(store, PREFIX, tmp_path / "in").read_bytes("a") == b"first"
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    output = _finished(store, tmp_path, a=b"one")
+    path = store.local_path(output.objects["a"].path)
+    assert path is not None
+    path.chmod(0o644)
+    path.write_bytes(b"two")
+    with pytest.raises(CorruptObjectError, match="expected 3 bytes with sha256"):
+        open_input(store, PREFIX, tmp_path / "in").path("a")
+
+
+def test_an_object_that_is_not_listed_is_named(store: ObjectStore, tmp_path: Path) -> None:
+    _finished(store, tmp_path, a=b"one")
+    with pytest.raises(MissingInputError, match="expected an object 'b', its manifest lists a"):
+        open_input(store, PREFIX, tmp_path / "in").path("b")
+
+
+def test_an_earlier_try_is_used_again_only_with_the_same_bytes(store: ObjectStore, tmp_path: Path) -> None:
+    interrupted = Output(store, PREFIX, tmp_path / "1")
+    interrupted.write_bytes("a", b"one")
+    interrupted.write_bytes("b", b"bad")
+    output = Output(store, PREFIX, tmp_path / "2")
+    assert output.reuse("a", 3, hashlib.sha256(b"one").hexdigest())
+    assert not output.reuse("b", 3, hashlib.sha256(b"two").hexdigest())
+    assert not output.reuse("c", 3, hashlib.sha256(b"one").hexdigest())
+    assert output.objects["a"].path == interrupted.objects["a"].path

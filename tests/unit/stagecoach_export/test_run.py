@@ -1,0 +1,214 @@
+"""The export stage: Hub names and numbers, configs, which iteration, and what it needs to be there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stagecoach.errors import DataError, MissingInputError
+from stagecoach.formats.tensor_file import BFLOAT16, TensorFile
+from stagecoach.outputs import Input
+from stagecoach.parallel.slicing import RankLayout
+from stagecoach.storage.memory import MemoryStore
+from tests.tiny_models import CONFIGS, Pipeline, hub_arrays, hub_directory, tokenizer_directory
+
+MISTRAL = CONFIGS["mistral"]
+
+
+class Made:
+    """A model that was converted and "trained" for three steps that changed nothing."""
+
+    def __init__(self, tmp_path: Path, config: dict[str, Any] = MISTRAL, **options: Any) -> None:
+        """Run convert; make a checkpoint."""
+        self.pipeline = Pipeline(MemoryStore(), tmp_path)
+        files = hub_directory(config, options.get("dtype", "F32"))
+        files |= options.get("more_files", {})
+        model = self.pipeline.finish("sources/models/m-1/", files)
+        self.tokenizer = self.pipeline.finish("sources/tokenizers/m-1/", tokenizer_directory())
+        self.native = self.pipeline.convert(model, self.tokenizer)
+        layout = options.get("layout", RankLayout(2, 3))
+        self.trained = self.pipeline.trained(self.native, layout, options.get("masters", "fp32"))
+
+    def export(self, **config: Any) -> Input:
+        """Run export."""
+        return self.pipeline.export(self.trained, self.native, self.tokenizer, **config)
+
+
+def _tensors(exported: Input) -> dict[str, Any]:
+    opened = [TensorFile.open(exported.path(name)) for name in exported.names() if name.endswith(".safetensors")]
+    return {name: file.tensor(name) for file in opened for name in file.names()}
+
+
+def _json(exported: Input, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(exported.read_bytes(name))
+    return content
+
+
+class TestNumbers:
+    @pytest.mark.parametrize("family", CONFIGS)
+    @pytest.mark.parametrize("masters", ["fp32", "split"])
+    def test_fp32_is_the_source_bit_for_bit(self, tmp_path: Path, family: str, masters: str) -> None:
+        made = Made(tmp_path, CONFIGS[family], masters=masters)
+        found, source = _tensors(made.export(dtype="fp32")), hub_arrays(CONFIGS[family])
+        assert found.keys() == source.keys()
+        assert all(np.array_equal(found[name][: len(array)], array) for name, array in source.items())
+
+    def test_bf16_of_fp32_weights_is_rounded_to_even(self, tmp_path: Path) -> None:
+        found = _tensors(Made(tmp_path).export())["model.norm.weight"]
+        assert np.array_equal(found, hub_arrays(MISTRAL)["model.norm.weight"].astype(BFLOAT16))
+
+    def test_bf16_weights_are_exported_as_they_were_trained(self, tmp_path: Path) -> None:
+        source = hub_arrays(MISTRAL)
+        source["model.norm.weight"][:] = (
+            1.00390625  # a tie: the engine's weight is 1.0078125, rounding to even says 1.0
+        )
+        made = Made(tmp_path, masters="split", more_files=_weights(source))
+        assert set(_tensors(made.export())["model.norm.weight"].tolist()) == {1.0078125}
+
+    def test_no_padding_row_is_exported(self, tmp_path: Path) -> None:
+        assert _tensors(Made(tmp_path).export())["lm_head.weight"].shape == (322, 32)
+
+    def test_small_files_get_an_index(self, tmp_path: Path) -> None:
+        made = Made(tmp_path)
+        exported = made.export(max_file_size_bytes=30_000)
+        weight_map = _json(exported, "model.safetensors.index.json")["weight_map"]
+        sizes = [exported.entry(name).size_bytes for name in set(weight_map.values())]
+        assert len(sizes) > 2
+        assert max(sizes) < 30_000 + 4096  # the header comes on top
+        assert weight_map.keys() == hub_arrays(MISTRAL).keys()
+
+    def test_the_same_bytes_twice(self, tmp_path: Path) -> None:
+        made = Made(tmp_path)
+        digests = [
+            {name: entry.sha256 for name, entry in made.export(prefix=prefix).manifest.objects.items()}
+            for prefix in ("exports/a-1/", "exports/b-1/")
+        ]
+        assert digests[0] == digests[1]
+
+    def test_any_layout_gives_the_same_bytes(self, tmp_path: Path) -> None:
+        one, other = (
+            Made(tmp_path / str(layout), layout=layout).export().read_bytes("model.safetensors")
+            for layout in (RankLayout(1, 1), RankLayout(2, 2))
+        )
+        assert one == other
+
+    def test_a_weight_that_is_not_finite_is_named(self, tmp_path: Path) -> None:
+        source = hub_arrays(MISTRAL)
+        source["model.layers.1.mlp.gate_proj.weight"][0, 0] = 3.4e38
+        made = Made(tmp_path, more_files=_weights(source))
+        with pytest.raises(DataError, match=r"layers\.1\.mlp\.gate_proj\.weight: 3\.4e\+38 at \[0, 0\] does not fit"):
+            made.export(dtype="fp16")
+
+
+class TestConfigs:
+    def test_config_json_is_the_bases_with_our_changes_only(self, tmp_path: Path) -> None:
+        base = {**MISTRAL, "something_new": {"x": 1}, "_name_or_path": "/home/me"}
+        written = _json(Made(tmp_path, base).export(), "config.json")
+        expected = {**base, "vocab_size": 322, "eos_token_id": 321, "pad_token_id": 0}
+        expected |= {"torch_dtype": "bfloat16", "dtype": "bfloat16"}
+        del expected["_name_or_path"]
+        assert written == expected
+
+    def test_generation_stops_at_both_ends(self, tmp_path: Path) -> None:
+        base = {"generation_config.json": b'{"eos_token_id": [2, 5], "temperature": 0.6, "_from_model_config": true}'}
+        written = _json(Made(tmp_path, more_files=base).export(), "generation_config.json")
+        assert written == {"eos_token_id": [321, 2, 5], "temperature": 0.6, "bos_token_id": 1, "pad_token_id": 0}
+
+    def test_a_pad_that_is_a_stop_token_is_left_out(self, tmp_path: Path) -> None:
+        base = {"generation_config.json": b'{"eos_token_id": 0, "pad_token_id": 0}'}
+        assert "pad_token_id" not in _json(Made(tmp_path, more_files=base).export(), "generation_config.json")
+
+    def test_tokenizer_files_are_copied(self, tmp_path: Path) -> None:
+        made = Made(tmp_path)
+        exported = made.export()
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            assert exported.read_bytes(name) == made.tokenizer.read_bytes(name)
+
+    def test_the_base_weights_are_not_needed(self, tmp_path: Path) -> None:
+        made = Made(tmp_path)
+        gone = [info.key for info in made.pipeline.store.list("sources/models/")]
+        gone += [made.native.entry("model.safetensors").path]
+        made.pipeline.store.delete(gone)
+        assert "model.safetensors" in made.export().names()
+
+    def test_another_tokenizer_is_refused(self, tmp_path: Path) -> None:
+        made = Made(tmp_path)
+        larger = made.pipeline.finish("sources/tokenizers/m-2/", tokenizer_directory(330))
+        with pytest.raises(DataError, match="expected ids below the model's 322 rows, got 331"):
+            made.pipeline.export(made.trained, made.native, larger)
+        moved = made.pipeline.finish("sources/tokenizers/m-3/", tokenizer_directory(318))
+        with pytest.raises(DataError, match=r"expected '<\|im_end\|>' at 321, got 319"):
+            made.pipeline.export(made.trained, made.native, moved)
+
+
+class TestIteration:
+    def test_last_is_recorded(self, tmp_path: Path) -> None:
+        summary = Made(tmp_path).export().summary
+        assert (summary["iteration"], summary["attempt"], summary["eos_token_ids"]) == (3, 1, [321, 2])
+
+    def test_best_needs_a_held_out_loss(self, tmp_path: Path) -> None:
+        with pytest.raises(MissingInputError, match=r"a best iteration \(no held-out loss was recorded\), it keeps 3"):
+            Made(tmp_path).export(iteration="best")
+
+    def test_one_that_is_not_kept_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(MissingInputError, match="expected iteration 2, it keeps 3"):
+            Made(tmp_path).export(iteration=2)
+
+    def test_zero_is_the_untrained_model(self, tmp_path: Path) -> None:
+        found = _tensors(Made(tmp_path).export(iteration=0, dtype="fp32"))
+        assert np.array_equal(found["model.norm.weight"], hub_arrays(MISTRAL)["model.norm.weight"])
+
+    def test_one_outside_the_manifest_is_found_in_the_store(self, tmp_path: Path) -> None:
+        """A finished training names its last and best checkpoint; the others that it keeps lie beside."""
+        made = Made(tmp_path)
+        for attempt in (1, 2):
+            self._checkpoint(made, attempt)
+        summary = made.export(iteration=2).summary
+        assert (summary["iteration"], summary["attempt"]) == (2, 2)
+
+    def test_one_checkpoint_of_a_training_that_still_runs(self, tmp_path: Path) -> None:
+        made = Made(tmp_path)
+        made.trained = self._checkpoint(made, 4)
+        summary = made.export().summary
+        assert (summary["iteration"], summary["attempt"]) == (2, 4)
+
+    def test_a_checkpoint_of_another_model_is_refused(self, tmp_path: Path) -> None:
+        made = Made(tmp_path)
+        other = Made(tmp_path / "other", {**MISTRAL, "rope_theta": 5e5})
+        with pytest.raises(DataError, match=r"got rope_theta 10000\.0 instead of 500000\.0"):
+            made.pipeline.export(other.trained, made.native, made.tokenizer)
+
+    @staticmethod
+    def _checkpoint(made: Made, attempt: int) -> Input:
+        files = {
+            name: made.trained.read_bytes(f"iter_0000003/{name}") for name in ("index.json", *_ranks(made.trained))
+        }
+        return made.pipeline.finish(f"trained/m-1/iter_0000002/attempt-{attempt:04d}/", files, in_place=True)
+
+
+class TestModelCard:
+    def test_it_says_base_licence_and_step(self, tmp_path: Path) -> None:
+        card = (
+            Made(tmp_path, more_files={"README.md": b"---\nlicense: mit\n---\n"})
+            .export()
+            .read_bytes("README.md")
+            .decode()
+        )
+        assert card.startswith('---\nlicense: "mit"\nlibrary_name: "transformers"\n')
+        assert "| licence of the base model | mit |" in card
+        assert "| step | 3 |" in card
+        assert "vllm serve" in card
+
+
+def _ranks(trained: Input) -> list[str]:
+    return [name.removeprefix("iter_0000003/") for name in trained.names() if name.endswith(".safetensors")]
+
+
+def _weights(arrays: dict[str, Any]) -> dict[str, bytes]:
+    from tests.tiny_models import tensor_file_bytes
+
+    return {"model.safetensors": tensor_file_bytes(arrays)}

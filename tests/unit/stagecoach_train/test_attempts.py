@@ -1,0 +1,140 @@
+"""Numbered attempts: a retry takes over at once, another run waits for signs of life, three fruitless ones are enough."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+
+from stagecoach.errors import InterruptedWithProgress, NoProgressError
+from stagecoach.storage.memory import MemoryStore
+from stagecoach_train.attempts import Fence, Heartbeat, read_attempts, take_attempt
+
+TRAINED = "trained/tiny-0123456789abcdef/"
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore("attempts")
+
+
+def take(store: MemoryStore, run_id: str, iteration: int = 0, patience: float = 0.3) -> int | None:
+    return take_attempt(
+        store, TRAINED, run_id, lambda: iteration, lambda: None, patience_seconds=patience, poll_seconds=0.02
+    )
+
+
+def beat(store: MemoryStore, attempt: int, state: str, number: int = 1) -> None:
+    content = {"attempt": attempt, "beat": number, "state": state}
+    store.put(f"{TRAINED}heartbeat-{attempt:04d}.json", json.dumps(content).encode())
+
+
+class TestTaking:
+    """Breaks if two attempts could get one number, or a retry had to wait."""
+
+    def test_numbers_count_up_and_record_where_they_began(self, store: MemoryStore) -> None:
+        assert [take(store, "run-a"), take(store, "run-a", iteration=5)] == [1, 2]
+        assert [(r.run_id, r.newest_iteration) for r in read_attempts(store, TRAINED).values()] == [
+            ("run-a", 0),
+            ("run-a", 5),
+        ]
+
+    def test_the_same_run_takes_over_at_once_from_one_that_looks_alive(self, store: MemoryStore) -> None:
+        take(store, "run-a")
+        beat(store, 1, "running")
+        started = time.monotonic()
+        assert take(store, "run-a", patience=60) == 2
+        assert time.monotonic() - started < 1
+
+    def test_another_run_waits_until_the_heartbeat_stands_still(self, store: MemoryStore) -> None:
+        take(store, "run-a")
+        over = threading.Event()
+
+        def live() -> None:
+            for number in range(30):
+                beat(store, 1, "running", number)
+                time.sleep(0.02)
+            over.set()
+
+        thread = threading.Thread(target=live)
+        thread.start()
+        assert take(store, "run-b") == 2
+        assert over.is_set()
+        thread.join()
+
+    @pytest.mark.parametrize("state", ["interrupted", "failed"])
+    def test_another_run_goes_on_at_once_where_the_last_attempt_has_ended(self, store: MemoryStore, state: str) -> None:
+        take(store, "run-a")
+        beat(store, 1, state)
+        started = time.monotonic()
+        assert take(store, "run-b", patience=60) == 2
+        assert time.monotonic() - started < 1
+
+    def test_another_run_that_finds_the_work_done_takes_nothing(self, store: MemoryStore) -> None:
+        take(store, "run-a")
+        beat(store, 1, "running")
+        store.put_if_absent(TRAINED + "manifest.json", b"{}")
+        assert take(store, "run-b") is None
+        assert list(read_attempts(store, TRAINED)) == [1]
+
+    def test_a_waiting_run_can_be_stopped(self, store: MemoryStore) -> None:
+        take(store, "run-a")
+        beat(store, 1, "running")
+
+        def stop() -> None:
+            raise InterruptedWithProgress("stopped")
+
+        with pytest.raises(InterruptedWithProgress):
+            take_attempt(store, TRAINED, "run-b", lambda: 0, stop, patience_seconds=60)
+
+
+class TestProgress:
+    """Breaks if a training that crashes at the same place is tried for ever."""
+
+    def test_the_fourth_attempt_without_progress_is_refused(self, store: MemoryStore) -> None:
+        for _ in range(3):
+            take(store, "run-a", iteration=5)
+        with pytest.raises(NoProgressError, match="3 attempts of run run-a ended without a checkpoint beyond iteration 5"):
+            take(store, "run-a", iteration=5)
+
+    def test_progress_starts_the_count_again(self, store: MemoryStore) -> None:
+        for iteration in (0, 0, 0, 5, 5, 5, 6):
+            take(store, "run-a", iteration=iteration)
+        assert len(read_attempts(store, TRAINED)) == 7
+
+    def test_stops_from_outside_do_not_count(self, store: MemoryStore) -> None:
+        for number in range(1, 6):
+            assert take(store, "run-a") == number
+            beat(store, number, "interrupted")
+
+    def test_a_new_run_may_try_again(self, store: MemoryStore) -> None:
+        for number in range(1, 4):
+            take(store, "run-a")
+            beat(store, number, "failed")
+        assert take(store, "run-b") == 4
+
+
+class TestFenceAndHeartbeat:
+    def test_a_higher_attempt_stops_a_lower_one(self, store: MemoryStore) -> None:
+        take(store, "run-a")
+        Fence(store, TRAINED, 1).check()
+        take(store, "run-a")
+        with pytest.raises(InterruptedWithProgress, match="attempt 2 has taken over from attempt 1"):
+            Fence(store, TRAINED, 1).check()
+
+    def test_the_heartbeat_changes_notices_the_fence_once_and_says_how_it_ended(self, store: MemoryStore) -> None:
+        take(store, "run-a")
+        fenced: list[str] = []
+        heart = Heartbeat(store, TRAINED, 1, fenced.append, beat_seconds=0.02)
+        heart.start()
+        key = TRAINED + "heartbeat-0001.json"
+        first = store.get(key)
+        time.sleep(0.1)
+        assert store.get(key) != first
+        take(store, "run-a")
+        time.sleep(0.1)
+        heart.end("interrupted")
+        assert json.loads(store.get(key))["state"] == "interrupted"
+        assert fenced == ["train: attempt 2 has taken over from attempt 1, which stops here"]

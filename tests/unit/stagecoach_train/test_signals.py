@@ -1,0 +1,94 @@
+"""Reasons to stop early, and how fast a process without anything to lose ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from stagecoach.errors import ConfigError, InterruptedWithProgress
+from stagecoach_train import signals
+from stagecoach_train.signals import StopRequest, deadline_unix_seconds
+
+
+class TestDeadline:
+    def test_an_rfc_3339_time_is_read(self) -> None:
+        expected = datetime(2026, 11, 25, 1, 30, tzinfo=UTC).timestamp()
+        assert deadline_unix_seconds("2026-11-25T01:30:00Z") == expected
+
+    @pytest.mark.parametrize("text", [None, "", "0001-01-01T00:00:00Z"])
+    def test_none_is_none(self, text: str | None) -> None:
+        assert deadline_unix_seconds(text) is None
+
+    def test_anything_else_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="ARGO_DEADLINE: expected an RFC 3339 time, got 'soon'"):
+            deadline_unix_seconds("soon")
+
+    def test_a_deadline_is_met_with_room_for_a_checkpoint(self) -> None:
+        stop = StopRequest(deadline=time.time() + 100)
+        assert stop.reason is None
+        stop.save_seconds = 71  # 100 - 30 of margin - 71
+        assert stop.reason == "ARGO_DEADLINE is near"
+
+    def test_the_budget_counts_from_the_start(self) -> None:
+        stop = StopRequest(budget_seconds=0.05)
+        assert stop.reason is None
+        time.sleep(0.06)
+        assert stop.reason == "the wall-clock budget of 0.05 s is used up"
+
+    def test_the_first_reason_stays(self) -> None:
+        stop = StopRequest()
+        stop.request("one")
+        stop.request("two")
+        with pytest.raises(InterruptedWithProgress, match="stopped, one; run again"):
+            stop.check()
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_becomes_a_request_and_handlers_come_back(self, number: signal.Signals) -> None:
+        before = signal.getsignal(number)
+        stop = StopRequest()
+        with stop.listening(exit_now=_never):
+            os.kill(os.getpid(), number)
+            _until(lambda: stop.reason is not None)
+        assert stop.reason == f"{number.name} arrived"
+        assert signal.getsignal(number) is before
+
+    def test_an_expendable_process_ends_by_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(signals, "EXPENDABLE_GRACE_SECONDS", 0.2)
+        codes: list[int] = []
+        stop = StopRequest()
+        stop.expendable = True
+        with stop.listening(exit_now=codes.append):
+            os.kill(os.getpid(), signal.SIGTERM)
+            _until(lambda: bool(codes))
+        assert codes == [75]
+
+    def test_a_process_with_something_to_save_does_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(signals, "EXPENDABLE_GRACE_SECONDS", 0.1)
+        stop = StopRequest()
+        with stop.listening(exit_now=_never):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+
+    def test_leaving_in_time_prevents_the_hard_end(self) -> None:
+        stop = StopRequest()
+        stop.expendable = True
+        with stop.listening(exit_now=_never):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _never(code: int) -> None:
+    raise AssertionError(f"ended with {code}")
+
+
+def _until(condition: object) -> None:
+    limit = time.monotonic() + 5
+    assert callable(condition)
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)

@@ -1,0 +1,267 @@
+"""The loop on one rank with an engine made of numpy: resume, stop, evaluation, retention, hand-over of numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch._C._distributed_c10d import HashStore
+
+from stagecoach.errors import DataError, InterruptedWithProgress, StoreUnavailable
+from stagecoach.formats.checkpoint import CheckpointReader
+from stagecoach.formats.tensor_file import TensorFile
+from stagecoach.progress import NO_PROGRESS
+from stagecoach.recipe.train import TrainConfig
+from stagecoach.storage.memory import MemoryStore
+from stagecoach_train.attempts import Fence
+from stagecoach_train.batch import MicroBatchShape
+from stagecoach_train.checkpoint_writer import CheckpointWriter
+from stagecoach_train.checkpointing import Retention, committed_checkpoints, find_newest_intact
+from stagecoach_train.data import DataOrder
+from stagecoach_train.evaluation import Evaluator, HeldoutDocuments
+from stagecoach_train.feed import PackNumbers, StepFeed
+from stagecoach_train.metrics import MetricsStream, read_metrics
+from stagecoach_train.ranks import Ranks
+from stagecoach_train.signals import StopRequest
+from stagecoach_train.train_state import TrainState
+from stagecoach_train.trainer import Hardware, Parts, Trainer
+from tests.unit.stagecoach_train.loop_fakes import SPEC, FakeEngine, FakeSplit
+
+TRAINED = "trained/tiny-0123456789abcdef/"
+SHAPE = MicroBatchShape(num_tokens=8, num_documents=4)
+
+
+def config(**values: object) -> TrainConfig:
+    """10 steps of 4 packs; saved and evaluated every 3."""
+    given = {"steps": 10, "packs_per_step": 4, "save_every_steps": 3, "evaluate_every_steps": 3, **values}
+    return TrainConfig.model_validate(given)
+
+
+class OneRank:
+    """One attempt of a training in memory; ``train`` may be called once."""
+
+    def __init__(self, store: MemoryStore, scratch: Path, attempt: int = 1, engine: FakeEngine | None = None) -> None:
+        self.store, self.scratch, self.attempt = store, scratch, attempt
+        self.engine = engine or FakeEngine()
+        self.stop = StopRequest()
+
+    def train(self, settings: TrainConfig) -> TrainState:
+        ranks = Ranks(0, 1, HashStore(), 10.0)
+        packs, heldout = FakeSplit.numbered(5), FakeSplit.numbered(3)
+        order = DataOrder.of(settings, packs.num_packs)
+        numbers = PackNumbers(np.ones(5), np.full(5, 3), np.full(5, 5), np.full(5, 9))
+        stored = find_newest_intact(self.store, TRAINED, self.scratch / "resume")
+        state = TrainState() if stored is None else stored.state
+        if stored is not None:
+            self.load(stored.paths)
+        parts = Parts(
+            config=settings,
+            spec=SPEC,
+            order=order,
+            feed=StepFeed(packs, numbers, order, SHAPE, micro_batch_packs=1, data_parallel=1, dp_rank=0),
+            engine=self.engine,
+            ranks=ranks,
+            writer=CheckpointWriter(
+                self.store,
+                TRAINED,
+                ranks,
+                Fence(self.store, TRAINED, self.attempt),
+                SPEC,
+                Retention(settings.keep_last, settings.keep_every_steps, settings.keep_best),
+                None if stored is None else stored.ref,
+                self.scratch / "checkpoints",
+            ),
+            evaluator=Evaluator(
+                heldout,
+                HeldoutDocuments([f"hash{i}" for i in range(6)], ["a", "b"] * 3),
+                SHAPE,
+                ranks,
+                micro_batch_packs=1,
+                data_parallel=1,
+                dp_rank=0,
+                reports=True,
+            ),
+            interview=None,
+            metrics=MetricsStream(self.store, TRAINED, self.attempt),
+            stop=self.stop,
+            progress=NO_PROGRESS,
+            hardware=Hardware(),
+            attempt=self.attempt,
+        )
+        return Trainer(parts, state).run()
+
+    def load(self, paths: Mapping[str, Path]) -> None:
+        """What ``Engine.load_state`` does."""
+        from stagecoach_train.sources import CheckpointSource
+
+        source = CheckpointSource(lambda name: paths[name])
+        self.engine.weight = float(source("final_norm.weight", "weight", (0, 1), None)[0])
+        self.engine.num_updates = source.state.num_updates
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore("trainer")
+
+
+def iterations(store: MemoryStore) -> list[tuple[int, int]]:
+    return [(ref.iteration, ref.attempt) for ref in committed_checkpoints(store, TRAINED)]
+
+
+class TestWholeRun:
+    """Breaks if a run does not end with what the recipe asks for."""
+
+    def test_saves_at_the_cadence_and_at_the_end(self, store: MemoryStore, tmp_path: Path) -> None:
+        state = OneRank(store, tmp_path).train(config(keep_last=9))
+        assert iterations(store) == [(3, 1), (6, 1), (9, 1), (10, 1)]
+        assert (state.step, state.num_updates, state.targets) == (10, 10, 10 * 4 * 3)
+        assert store.get(TRAINED + "latest_checkpointed_iteration.txt") == b"10\n"
+
+    def test_evaluates_at_start_cadence_and_end(self, store: MemoryStore, tmp_path: Path) -> None:
+        state = OneRank(store, tmp_path).train(config())
+        # 3 packs x (2 + 1) targets; the fake's loss is 1 / (1 + updates)
+        assert {step: (found.num_targets, found.loss) for step, found in state.heldout.items()} == {
+            0: (9, 1.0),
+            3: (9, 0.25),
+            6: (9, pytest.approx(1 / 7)),
+            9: (9, pytest.approx(0.1)),
+            10: (9, pytest.approx(1 / 11)),
+        }
+
+    def test_every_document_is_in_the_metrics(self, store: MemoryStore, tmp_path: Path) -> None:
+        OneRank(store, tmp_path).train(config())
+        first = next(r for r in read_metrics(store, TRAINED) if r["kind"] == "evaluation")
+        assert first["documents"] == [[f"hash{i}", 2.0 - i % 2, 2 - i % 2] for i in range(6)]
+        assert first["per_source"] == {"a": 1.0, "b": 1.0}
+
+    def test_keeps_the_newest_two_and_the_best(self, store: MemoryStore, tmp_path: Path) -> None:
+        OneRank(store, tmp_path).train(config())
+        assert iterations(store) == [(9, 1), (10, 1)]
+
+    def test_a_checkpoint_is_readable_by_rectangle(self, store: MemoryStore, tmp_path: Path) -> None:
+        run = OneRank(store, tmp_path)
+        run.train(config())
+        stored = find_newest_intact(store, TRAINED, tmp_path / "read")
+        assert stored is not None
+        from stagecoach_train.sources import CheckpointSource
+
+        source = CheckpointSource(lambda name: stored.paths[name])
+        assert isinstance(source._reader, CheckpointReader)
+        assert source("head.weight", "weight", (3, 5), (0, 2)).tolist() == [[pytest.approx(run.engine.weight)] * 2] * 2
+        with pytest.raises(KeyError, match="exp_avg"):
+            source("head.weight", "exp_avg", (0, 1), (0, 1))
+        assert (
+            TensorFile.open(stored.paths["rank-00000.safetensors"]).dtype("weight/final_norm.weight/0-8") == "float32"
+        )
+
+
+def stopping_at(step: int) -> Callable[[OneRank], None]:
+    def arm(run: OneRank) -> None:
+        run.engine.on_step = lambda now: run.stop.request("SIGTERM arrived") if now == step else None
+
+    return arm
+
+
+class TestInterrupted:
+    """Breaks if a stopped run loses work, or ends with other numbers than an undisturbed one."""
+
+    @pytest.mark.parametrize("step", [1, 3, 4, 9, 10])
+    def test_resumes_with_the_same_numbers(self, tmp_path: Path, step: int) -> None:
+        whole = OneRank(MemoryStore("whole"), tmp_path / "whole")
+        expected = whole.train(config())
+        store = MemoryStore("cut")
+        first = OneRank(store, tmp_path / "first")
+        stopping_at(step)(first)
+        with pytest.raises(InterruptedWithProgress, match=rf"stopped after step {step} of 10 \(SIGTERM arrived\)"):
+            first.train(config())
+        second = OneRank(store, tmp_path / "second", attempt=2)
+        state = second.train(config())
+        assert first.engine.seen + second.engine.seen == whole.engine.seen
+        assert second.engine.weight == pytest.approx(whole.engine.weight, rel=1e-6)
+        assert {**state.to_json(), "train_seconds": 0} == {**expected.to_json(), "train_seconds": 0}
+
+    def test_a_stop_in_the_first_evaluation_has_nothing_to_save(self, store: MemoryStore, tmp_path: Path) -> None:
+        run = OneRank(store, tmp_path)
+        run.stop.request("SIGTERM arrived")
+        with pytest.raises(InterruptedWithProgress, match="stopped after step 0"):
+            run.train(config())
+        assert iterations(store) == []
+
+    def test_a_finished_training_has_nothing_left_to_do(self, store: MemoryStore, tmp_path: Path) -> None:
+        OneRank(store, tmp_path / "1").train(config())
+        again = OneRank(store, tmp_path / "2", attempt=2)
+        assert again.train(config()).step == 10
+        assert again.engine.seen == []
+        assert iterations(store) == [(9, 1), (10, 1)]
+
+    def test_a_damaged_newest_checkpoint_is_passed_over(
+        self, store: MemoryStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        OneRank(store, tmp_path / "1").train(config())
+        key = TRAINED + "iter_0000010/attempt-0001/rank-00000.safetensors"
+        damaged = bytearray(store.get(key))
+        damaged[-1] ^= 1
+        store.put(key, bytes(damaged))
+        again = OneRank(store, tmp_path / "2", attempt=2)
+        again.train(config())
+        assert len(again.engine.seen) == 1
+        assert iterations(store)[-1] == (10, 2)
+        assert "checkpoint of iteration 10 (attempt 1) is damaged and passed over" in caplog.text
+
+    def test_the_one_resumed_from_is_never_deleted(self, store: MemoryStore, tmp_path: Path) -> None:
+        first = OneRank(store, tmp_path / "1")
+        stopping_at(4)(first)
+        with pytest.raises(InterruptedWithProgress):
+            first.train(config(keep_last=1, keep_best=False))
+        OneRank(store, tmp_path / "2", attempt=2).train(config(keep_last=1, keep_best=False))
+        assert iterations(store) == [(4, 1), (10, 2)]
+
+
+class TestFence:
+    """Breaks if an attempt that was taken over still changes anything."""
+
+    def test_a_higher_attempt_stops_this_one_before_its_commit(self, store: MemoryStore, tmp_path: Path) -> None:
+        store.put_if_absent(TRAINED + "attempts/0002.json", json.dumps({}).encode())
+        with pytest.raises(InterruptedWithProgress, match="attempt 2 has taken over from attempt 1"):
+            OneRank(store, tmp_path).train(config())
+        assert iterations(store) == []
+
+
+class TestTrouble:
+    """Breaks if trouble is swallowed."""
+
+    def test_a_step_that_is_not_finite_is_skipped_and_counted(self, store: MemoryStore, tmp_path: Path) -> None:
+        state = OneRank(store, tmp_path, engine=FakeEngine(not_finite_at=frozenset({2}))).train(config())
+        assert (state.skipped_steps, state.num_updates) == ([2], 9)
+        record = next(r for r in read_metrics(store, TRAINED) if r["kind"] == "step" and r["step"] == 2)
+        assert (record["skipped"], record["loss"]) == (True, None)
+
+    def test_too_many_of_them_name_the_packs(self, store: MemoryStore, tmp_path: Path) -> None:
+        engine = FakeEngine(not_finite_at=frozenset({1, 2}))
+        with pytest.raises(DataError, match=r"gradient of 2 steps was not finite, the last one in step 2 \(packs \d, "):
+            OneRank(store, tmp_path, engine=engine).train(config(non_finite_step_budget=1))
+
+    def test_an_error_while_writing_ends_the_run(self, tmp_path: Path) -> None:
+        class Full(MemoryStore):
+            def put_file(self, key: str, path: Path) -> None:
+                raise OSError(28, "No space left on device", str(path))
+
+        with pytest.raises(OSError, match="No space left"):
+            OneRank(Full("full"), tmp_path).train(config())
+
+    def test_a_store_that_is_away_for_a_moment_is_waited_for(self, tmp_path: Path) -> None:
+        class Away(MemoryStore):
+            times = 2
+
+            def put_file(self, key: str, path: Path) -> None:
+                if self.times:
+                    self.times -= 1
+                    raise StoreUnavailable(self.url, key, "does not answer")
+                super().put_file(key, path)
+
+        store = Away("away")
+        OneRank(store, tmp_path).train(config(save_every_steps=None))
+        assert iterations(store) == [(10, 1)]

@@ -1,0 +1,178 @@
+"""Commands over the bucket alone: listing, showing, comparing, tracing, verifying and collecting garbage."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stagecoach.errors import MissingInputError
+from stagecoach.outputs import Output
+from stagecoach.paths import finished_prefix, manifest_key, plan_key
+from stagecoach.plan_file import Plan, TaskPlan
+from stagecoach.records import write_numbered, write_record
+from stagecoach.storage.local import LocalStore
+from stagecoach_workflows.bucket.gc import GRACE_SECONDS, delete_garbage, plan_gc
+from stagecoach_workflows.bucket.lineage import lineage, walk
+from stagecoach_workflows.bucket.runs import compare_runs, list_runs, show_run
+from stagecoach_workflows.bucket.verify import verify_output
+
+NOW = 2_000_000_000.0
+OLD_RUN, NEW_RUN = "20261120T000000Z-a", "20261125T000000Z-a"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")
+
+
+def _output(store: LocalStore, tmp_path: Path, prefix: str, data: bytes = b"x", **fields: Any) -> Output:
+    output = Output(store, prefix, tmp_path / "scratch")
+    output.summary.update(fields.pop("summary", {}))
+    output.write_bytes("object", data)
+    output.commit(**({"task": "pack", "key": "00ff", "name": "m", "output_version": 1} | fields))
+    return output
+
+
+def _plan(store: LocalStore, run_id: str, created: float = NOW, lr: float = 1.0, **outputs: str) -> None:
+    tasks = {
+        name: TaskPlan(
+            task=name,
+            kind=name,
+            stage=name,
+            decision="run",
+            reason="missing",
+            name="m",
+            key="00ff",
+            output=output,
+            inputs={},
+            config={},
+        )  # fmt: skip
+        for name, output in outputs.items()
+    }
+    recipe = {"name": "tiny", "train": {"lr": lr}}
+    plan = Plan(run_id=run_id, recipe=recipe, tasks=tasks, created_unix_seconds=created)
+    store.put_if_absent(plan_key(run_id), plan.model_dump_json().encode())
+
+
+def test_runs_are_listed_newest_first_with_their_last_step(store: LocalStore, tmp_path: Path) -> None:
+    _output(store, tmp_path, "trained/m-00ff/", task="train", summary={"last": 650, "last_loss": 0.25})
+    _plan(store, OLD_RUN, train="trained/m-0000/")
+    _plan(store, NEW_RUN, train="trained/m-00ff/")
+    write_numbered(store, finished_prefix(NEW_RUN), {"state": "succeeded"})
+    rows = list_runs(store)
+    assert [(row.run_id, row.state, row.step, row.loss) for row in rows] == [
+        (NEW_RUN, "succeeded", 650, 0.25),
+        (OLD_RUN, "planned", None, None),
+    ]
+    assert [row.run_id for row in list_runs(store, limit=1)] == [NEW_RUN]
+    assert [row.run_id for row in list_runs(store, since="20261121")] == [NEW_RUN]
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [([], "planned"), (["started"], "running"), (["started", "failed"], "failed"), (["started", "done"], "succeeded")],
+)
+def test_without_a_finish_record_the_tasks_tell_the_state(store: LocalStore, states: list[str], expected: str) -> None:
+    _plan(store, NEW_RUN, pack="packed/m-00ff/")
+    for state in states:
+        write_record(store, NEW_RUN, "pack", {"state": state})
+    assert [row.state for row in list_runs(store)] == [expected]
+
+
+def test_a_folder_without_a_plan_is_no_run(store: LocalStore) -> None:
+    store.put("runs/20261125T000000Z-x/notes", b"")
+    assert list_runs(store) == []
+
+
+def test_show_counts_attempts_and_tells_the_last_message(store: LocalStore) -> None:
+    _plan(store, NEW_RUN, pack="packed/m-00ff/")
+    for record in ({"state": "started"}, {"state": "failed", "message": "store down"}, {"state": "started"}):
+        write_record(store, NEW_RUN, "pack", record)
+    _, rows = show_run(store, NEW_RUN)
+    assert [(row.state, row.attempts, row.message) for row in rows] == [("started", 2, None)]
+
+
+def test_compare_lists_only_what_differs(store: LocalStore) -> None:
+    _plan(store, OLD_RUN, lr=1.0, pack="packed/m-00ff/")
+    _plan(store, NEW_RUN, lr=2.0, pack="packed/m-00ff/")
+    assert compare_runs(store, OLD_RUN, NEW_RUN) == [("recipe.train.lr", 1.0, 2.0)]
+
+
+def test_lineage_goes_down_to_the_files(store: LocalStore, tmp_path: Path) -> None:
+    files = [{"path": "a.jsonl", "size_bytes": 1, "sha256": "00"}]
+    _output(store, tmp_path, "sources/datasets/d-1/", config={"source": {"kind": "hub"}, "files": files})
+    _output(store, tmp_path, "packed/m-2/", inputs={"data": "sources/datasets/d-1/", "gone": "sources/tokenizers/t-9/"})
+    nodes = [(depth, node.role, node.task) for depth, node in walk(lineage(store, "packed/m-2"))]
+    assert nodes == [(0, "", "pack"), (1, "data", "pack"), (1, "gone", "(deleted)")]
+    assert lineage(store, "packed/m-2/").inputs[0].files == files
+
+
+def test_lineage_of_nothing_is_a_missing_input(store: LocalStore) -> None:
+    with pytest.raises(MissingInputError, match="no finished output here"):
+        lineage(store, "packed/none/")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"), [("flip", "expected sha256"), ("cut", "expected 1 bytes"), ("gone", "missing")]
+)
+def test_verify_names_what_differs(store: LocalStore, tmp_path: Path, damage: str, sentence: str) -> None:
+    output = _output(store, tmp_path, "packed/m-2/")
+    assert verify_output(store, "packed/m-2/") == []
+    path = store.root / output.objects["object"].path
+    path.chmod(0o644)
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"y" if damage == "flip" else b"")
+    assert [(problem.name, sentence in problem.sentence) for problem in verify_output(store, "packed/m-2/")] == [
+        ("object", True)
+    ]
+
+
+def _later(seconds: float = GRACE_SECONDS + 3600) -> float:
+    import time
+
+    return time.time() + seconds
+
+
+def test_gc_keeps_what_the_newest_runs_and_releases_need(store: LocalStore, tmp_path: Path) -> None:
+    _output(store, tmp_path, "native/m-1/")
+    _output(store, tmp_path, "exports/m-2/", inputs={"native": "native/m-1/"})
+    _output(store, tmp_path, "packed/m-3/")
+    _output(store, tmp_path, "packed/m-4/")
+    _plan(store, OLD_RUN, created=0.0, pack="packed/m-3/")
+    _plan(store, NEW_RUN, created=0.0, pack="packed/m-4/")
+    write_numbered(store, "releases/chat/", {"export": "exports/m-2/"})
+    plan = plan_gc(store, keep_runs=1, now_unix_seconds=_later())
+    assert [item.prefix for item in plan.garbage] == ["packed/m-3/"]
+    assert set(plan.kept) == {"packed/m-4/", "exports/m-2/", "native/m-1/"}
+
+
+def test_gc_spares_a_live_run_and_everything_young(store: LocalStore, tmp_path: Path) -> None:
+    _output(store, tmp_path, "packed/m-3/")
+    _output(store, tmp_path, "packed/m-4/")
+    _plan(store, NEW_RUN, created=_later() - 3600, pack="packed/m-3/")
+    write_record(store, NEW_RUN, "pack", {"state": "started"})
+    assert plan_gc(store, keep_runs=0).garbage == []
+    assert [item.prefix for item in plan_gc(store, 0, _later()).garbage] == ["packed/m-4/"]
+
+
+def test_gc_removes_left_overs_of_other_tries_only(store: LocalStore, tmp_path: Path) -> None:
+    Output(store, "packed/m-3/", tmp_path / "1").write_bytes("object", b"left over")
+    kept = _output(store, tmp_path, "packed/m-3/")
+    _plan(store, NEW_RUN, created=0.0, pack="packed/m-3/")
+    plan = plan_gc(store, keep_runs=1, now_unix_seconds=_later())
+    assert (len(plan.garbage), plan.size_bytes) == (1, 9)
+    assert delete_garbage(store, plan) == 1
+    assert store.head(kept.objects["object"].path) is not None
+
+
+def test_gc_deletes_the_manifest_before_any_object(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _output(store, tmp_path, "packed/m-3/")
+    deleted: list[list[str]] = []
+    monkeypatch.setattr(store, "delete", lambda keys: deleted.append(list(keys)))
+    delete_garbage(store, plan_gc(store, keep_runs=0, now_unix_seconds=_later()))
+    assert deleted[0] == [manifest_key("packed/m-3/")]
+    assert len(deleted) == 2

@@ -1,0 +1,1 @@
+"""The Stagecoach pipeline: its graph, plan, runners and command line."""

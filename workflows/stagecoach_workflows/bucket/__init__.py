@@ -1,0 +1,1 @@
+"""Commands that need the bucket alone: no database, no server, no cluster."""

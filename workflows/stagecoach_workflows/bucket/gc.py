@@ -1,0 +1,149 @@
+"""Finds what nothing needs any more and deletes it, manifests first, so that nothing half-deleted is ever trusted.
+
+Kept: every output that the plan of a kept run names; what a release points to and everything that was made from; every
+output in the plan of an unfinished run younger than seven days; and, inside a kept output, the objects that its
+manifest lists. Objects of tries that no manifest lists go once they are older than that, as an equal run may still be writing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from stagecoach.storage.base import ObjectInfo, ObjectStore
+
+from stagecoach.errors import StagecoachError
+from stagecoach.manifest import Manifest, read_manifest
+from stagecoach.paths import manifest_key
+from stagecoach.plan_file import Plan, read_plan
+from stagecoach.records import read_numbered
+from stagecoach_workflows.bucket.runs import state_of
+from stagecoach_workflows.bucket.verify import output_prefixes
+
+GRACE_SECONDS = 7 * 24 * 3600.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Garbage:
+    """One output, or the left-overs inside one, that nothing needs."""
+
+    prefix: str
+    reason: str
+    keys: tuple[str, ...]
+    """Objects to delete, the manifest first where the whole output goes."""
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class GcPlan:
+    """What ``gc`` would delete and what it spares."""
+
+    garbage: list[Garbage] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    """Folder -> why it is spared."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that deleting would free."""
+        return sum(item.size_bytes for item in self.garbage)
+
+
+def plan_gc(store: ObjectStore, keep_runs: int, now_unix_seconds: float | None = None) -> GcPlan:
+    """Return what nothing needs, without deleting anything.
+
+    Args:
+        store: The bucket.
+        keep_runs: How many of the newest runs keep all their outputs.
+        now_unix_seconds: The time to count ages from; None is now.
+
+    Raises:
+        StagecoachError: A plan or manifest cannot be read; then nothing is known to be garbage.
+    """
+    now = time.time() if now_unix_seconds is None else now_unix_seconds
+    plan = GcPlan(kept=_needed(store, keep_runs, now))
+    for prefix in output_prefixes(store):
+        item = _leftovers(store, prefix, now) if prefix in plan.kept else _whole(store, prefix, now)
+        if item is not None:
+            plan.garbage.append(item)
+    return plan
+
+
+def delete_garbage(store: ObjectStore, plan: GcPlan) -> int:
+    """Delete what the plan lists and return the number of objects; each output's manifest goes first, alone."""
+    count = 0
+    for item in plan.garbage:
+        manifest = manifest_key(item.prefix)
+        if manifest in item.keys:
+            store.delete([manifest])
+        store.delete([key for key in item.keys if key != manifest])
+        count += len(item.keys)
+    return count
+
+
+def _needed(store: ObjectStore, keep_runs: int, now: float) -> dict[str, str]:
+    kept: dict[str, str] = {}
+    for position, run_id in enumerate(sorted(store.list_folders("runs/"), reverse=True)):
+        try:
+            run = read_plan(store, run_id)
+        except StagecoachError as error:
+            if position < keep_runs:
+                raise StagecoachError(f"gc stops: {error}") from error
+            continue
+        reason = _reason_to_keep(store, run, position, keep_runs, now)
+        if reason:
+            for task in run.tasks.values():
+                kept.setdefault(task.output, reason)
+    for name in store.list_folders("releases/"):
+        for number, record in read_numbered(store, f"releases/{name}/").items():
+            _keep_ancestors(store, str(record.get("export", "")), f"release {name} {number:04d}", kept)
+    return kept
+
+
+def _reason_to_keep(store: ObjectStore, run: Plan, position: int, keep_runs: int, now: float) -> str | None:
+    if position < keep_runs:
+        return f"run {run.run_id} is one of the newest {keep_runs}"
+    if now - run.created_unix_seconds < GRACE_SECONDS and state_of(store, run) not in ("succeeded", "failed"):
+        return f"run {run.run_id} is unfinished and younger than 7 days"
+    return None
+
+
+def _keep_ancestors(store: ObjectStore, prefix: str, reason: str, kept: dict[str, str]) -> None:
+    manifest = read_manifest(store, prefix) if prefix else None
+    if manifest is None:
+        return
+    kept.setdefault(prefix, reason)
+    for folder in manifest.inputs.values():
+        _keep_ancestors(store, folder, reason, kept)
+
+
+def _whole(store: ObjectStore, prefix: str, now: float) -> Garbage | None:
+    objects = list(store.list(prefix))
+    if not objects or _youngest_seconds(objects, now) < GRACE_SECONDS:
+        return None
+    return _garbage(prefix, "no kept run or release needs it", objects)
+
+
+def _leftovers(store: ObjectStore, prefix: str, now: float) -> Garbage | None:
+    manifest = read_manifest(store, prefix)
+    if manifest is None:
+        return None
+    extra = [
+        info
+        for info in store.list(prefix)
+        if _is_left_over(info, prefix, manifest) and now - info.modified_unix_seconds >= GRACE_SECONDS
+    ]
+    return _garbage(prefix, "objects of tries that its manifest does not list", extra) if extra else None
+
+
+def _is_left_over(info: ObjectInfo, prefix: str, manifest: Manifest) -> bool:
+    return info.key.startswith(f"{prefix}try-") and info.key not in {entry.path for entry in manifest.objects.values()}
+
+
+def _garbage(prefix: str, reason: str, objects: list[ObjectInfo]) -> Garbage:
+    manifest = manifest_key(prefix)
+    keys = sorted((info.key for info in objects), key=lambda key: (key != manifest, key))
+    return Garbage(prefix=prefix, reason=reason, keys=tuple(keys), size_bytes=sum(info.size_bytes for info in objects))
+
+
+def _youngest_seconds(objects: list[ObjectInfo], now: float) -> float:
+    return now - max(info.modified_unix_seconds for info in objects)

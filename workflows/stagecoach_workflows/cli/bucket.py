@@ -1,0 +1,174 @@
+"""``stagecoach ls``, ``show``, ``compare``, ``lineage``, ``verify`` and ``gc``: what the bucket alone can tell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stagecoach_workflows.cli import options
+
+if TYPE_CHECKING:
+    from stagecoach.storage.base import ObjectStore
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder of an output in the store.", show_default=False)]
+
+
+def register(commands: typer.Typer) -> None:
+    """Add the commands of this module."""
+    commands.command("ls")(list_runs)
+    for command in (show, compare, lineage, verify, gc):
+        commands.command()(command)
+
+
+def list_runs(
+    store: options.Store = "",
+    limit: Annotated[int, typer.Option(min=1, help="Most runs to show.")] = 50,
+    since: Annotated[str, typer.Option(help="Leave out runs before this time: 20261125 or 20261125T0130.")] = "",
+    json_output: AsJson = False,
+) -> None:
+    """List the newest runs: recipe, state, last step, loss, age."""
+    from stagecoach_workflows.bucket import runs
+
+    rows = runs.list_runs(_open(store), limit, since)
+    if json_output:
+        _echo_json(runs.as_json(rows))
+        return
+    _echo_table(
+        ("run", "recipe", "state", "step", "loss", "age"),
+        [(row.run_id, row.recipe, row.state, row.step, _number(row.loss), _age(row.age_seconds)) for row in rows],
+    )
+
+
+def show(run_id: options.RunArgument, store: options.Store = "", json_output: AsJson = False) -> None:
+    """Show one run: what was planned and why, what it made, how long it took."""
+    from stagecoach_workflows.bucket import runs
+
+    opened = _open(store)
+    plan, rows = runs.show_run(opened, run_id)
+    if json_output:
+        _echo_json({"plan": plan.model_dump(mode="json"), "tasks": runs.as_json(rows)})
+        return
+    typer.echo(
+        f"{plan.run_id}  recipe {plan.recipe.get('name')}  {runs.state_of(opened, plan)}  {runs.utc(plan.created_unix_seconds)}"
+    )
+    _echo_table(
+        ("task", "decision", "state", "output", "bytes", "seconds", "why"),
+        [(row.task, row.decision, row.state, row.output, row.size_bytes, row.seconds, row.reason) for row in rows],
+    )
+    for row in rows:
+        if row.message:
+            typer.echo(f"{row.task}: {row.message}")
+
+
+def compare(
+    first: options.RunArgument, second: options.RunArgument, store: options.Store = "", json_output: AsJson = False
+) -> None:
+    """Show side by side every recipe field, key and measured value in which two runs differ."""
+    from stagecoach_workflows.bucket import runs
+
+    rows = runs.compare_runs(_open(store), first, second)
+    if json_output:
+        _echo_json([{"name": name, "first": left, "second": right} for name, left, right in rows])
+        return
+    _echo_table(("value", first, second), rows)
+
+
+def lineage(output: Output, store: options.Store = "", json_output: AsJson = False) -> None:
+    """Show what an output was made from, down to commits and file digests."""
+    from stagecoach_workflows.bucket.lineage import lineage as trace
+    from stagecoach_workflows.bucket.lineage import walk
+
+    root = trace(_open(store), output)
+    if json_output:
+        _echo_json(asdict(root))
+        return
+    for depth, node in walk(root):
+        role = f"{node.role}: " if node.role else ""
+        typer.echo(f"{'  ' * depth}{role}{node.prefix} ({node.task}, run {node.provenance.get('run_id', '?')})")
+        if node.source:
+            typer.echo(f"{'  ' * (depth + 1)}from {json.dumps(node.source, sort_keys=True)}")
+        for file in node.files:
+            digest = file.get("sha256") or file.get("git_blob_sha1") or file.get("etag")
+            typer.echo(f"{'  ' * (depth + 1)}{file['path']}  {file['size_bytes']} bytes  {digest}")
+
+
+def verify(
+    outputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OUTPUT ...]", help="Folders of outputs; all without it.", show_default=False),
+    ] = None,
+    store: options.Store = "",
+    json_output: AsJson = False,
+) -> int:
+    """Read every byte of finished outputs and compare it with the recorded digests; 79 if anything differs."""
+    from stagecoach.errors import DataError
+    from stagecoach_workflows.bucket.verify import output_prefixes, verify_output
+
+    opened = _open(store)
+    folders = [name.rstrip("/") + "/" for name in outputs or ()] or list(output_prefixes(opened))
+    problems = [problem for folder in folders for problem in verify_output(opened, folder)]
+    if json_output:
+        _echo_json([asdict(problem) for problem in problems])
+    else:
+        for problem in problems:
+            typer.echo(f"{problem.prefix}{problem.name}: {problem.sentence}")
+        typer.echo(f"{len(folders)} outputs read, {len(problems)} objects differ")
+    return DataError.exit_code if problems else 0
+
+
+def gc(
+    keep: Annotated[int, typer.Option(min=0, help="How many of the newest runs keep all their outputs.")],
+    store: options.Store = "",
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Really delete; without it, only show what would go.")
+    ] = False,
+    json_output: AsJson = False,
+) -> None:
+    """Find outputs that no kept run, live run or release needs; --delete removes them, manifests first."""
+    from stagecoach_workflows.bucket.gc import delete_garbage, plan_gc
+
+    opened = _open(store)
+    plan = plan_gc(opened, keep)
+    if json_output:
+        _echo_json(
+            {"garbage": [asdict(item) for item in plan.garbage], "kept": plan.kept, "size_bytes": plan.size_bytes}
+        )
+    else:
+        _echo_table(("folder", "bytes", "why"), [(item.prefix, item.size_bytes, item.reason) for item in plan.garbage])
+        typer.echo(f"{len(plan.garbage)} folders, {plan.size_bytes} bytes; {len(plan.kept)} outputs are needed")
+    if delete:
+        typer.echo(f"deleted {delete_garbage(opened, plan)} objects")
+
+
+def _open(store: str) -> ObjectStore:
+    from stagecoach.settings import Settings
+    from stagecoach.storage.open import open_store
+
+    return open_store(store or str(options.DEFAULT_WORK / "store"), Settings.from_environ())
+
+
+def _echo_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, sort_keys=True))
+
+
+def _echo_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    """Print columns apart by two spaces, as wide as their widest cell; never cut, so that scripts can read it."""
+    cells = [head, *(tuple("-" if cell is None else str(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    for row in cells:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
+
+
+def _age(seconds: float) -> str:
+    for unit, size_seconds in (("d", 86400.0), ("h", 3600.0), ("m", 60.0)):
+        if seconds >= size_seconds:
+            return f"{seconds / size_seconds:.1f}{unit}"
+    return f"{seconds:.0f}s"

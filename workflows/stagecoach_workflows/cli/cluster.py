@@ -1,0 +1,105 @@
+"""``stagecoach submit``, ``status``, ``logs`` and ``cancel``: a recipe on a cluster, through the Kubernetes API."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stagecoach_workflows.cli import options
+
+
+def register(commands: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (submit, status, logs, cancel):
+        commands.command()(command)
+
+
+def submit(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.", show_default=False)
+    ] = "",
+    template: Annotated[
+        str, typer.Option("--from", metavar="TEMPLATE", help="Use a template that is there.", show_default=False)
+    ] = "",
+    settings: options.Settings = None,
+    store: options.Store = "",
+    run_id: options.Run = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Show how it goes; exit with the run's exit code.")] = False,
+    namespace: options.Namespace = "",
+    deployment: options.DeploymentFile = None,
+    images: options.ImagesFile = None,
+) -> int:
+    """Run a recipe on the cluster of KUBECONFIG.
+
+    With RECIPE its WorkflowTemplate is made first, unless it is there; with --from only the Workflow is, and --set takes
+    only fields that leave resources and tasks as they are.
+    """
+    from stagecoach_workflows.cli.submitting import Submission, follow
+    from stagecoach_workflows.cluster import Cluster
+
+    submission = Submission.of(recipe, template, settings or (), deployment, images)
+    cluster = Cluster(namespace)
+    name, run = submission.submit(cluster, store_url=store, run_id=run_id)
+    typer.echo(f"run {run}: workflow {name} in namespace {cluster.namespace}")
+    return follow(cluster, name) if wait else 0
+
+
+def status(
+    run: options.RunArgument,
+    wait: Annotated[bool, typer.Option("--wait", help="Show how it goes; exit with the run's exit code.")] = False,
+    namespace: options.Namespace = "",
+) -> int:
+    """Show how a run on the cluster is doing."""
+    from stagecoach_workflows.cli.submitting import follow, show_state
+    from stagecoach_workflows.cluster import Cluster
+
+    cluster = Cluster(namespace)
+    name = cluster.find(run)
+    if wait:
+        return follow(cluster, name)
+    show_state(cluster.state(name))
+    return 0
+
+
+def logs(
+    run: options.RunArgument,
+    task: Annotated[str, typer.Option(metavar="NAME", help="Only this task.", show_default=False)] = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task ends.")] = False,
+    tail: Annotated[
+        int | None, typer.Option(metavar="NUM", help="Only so many last lines of each task.", show_default=False)
+    ] = None,
+    namespace: options.Namespace = "",
+) -> None:
+    """Show what the tasks of a run wrote, the last attempt of each."""
+    from stagecoach.errors import MissingInputError
+    from stagecoach_workflows.cluster import Cluster
+
+    cluster = Cluster(namespace)
+    name = cluster.find(run)
+    pods = cluster.pods(name)
+    found = {
+        node.task: pods[node.node_id]
+        for node in cluster.state(name).nodes
+        if node.node_id in pods and task in ("", node.task)
+    }
+    if not found:
+        what = f"task {task}" if task else "any task"
+        raise MissingInputError(f"run {run}: expected a pod of {what}, found none; the pods of finished tasks are deleted")
+    for one, pod in found.items():
+        for line in cluster.logs(pod, follow=follow, tail_lines=tail):
+            typer.echo(f"{one}: {line}" if len(found) > 1 else line)
+
+
+def cancel(
+    run: options.RunArgument,
+    now: Annotated[bool, typer.Option("--now", help="Without the exit hook.")] = False,
+    namespace: options.Namespace = "",
+) -> None:
+    """End a run on the cluster; train saves what it has, and the same submit goes on from there."""
+    from stagecoach_workflows.cluster import Cluster
+
+    cluster = Cluster(namespace)
+    name = cluster.find(run)
+    cluster.stop(name, at_once=now)
+    typer.echo(f"workflow {name} is asked to end")

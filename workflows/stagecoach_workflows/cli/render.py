@@ -1,0 +1,62 @@
+"""``stagecoach render``: the YAML that a cluster gets for a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stagecoach_workflows.cli import options
+
+_RENDERED = Path(__file__).parents[1] / "rendered"
+
+
+def register(commands: typer.Typer) -> None:
+    """Add the commands of this module."""
+    commands.command()(render)
+
+
+def render(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.", show_default=False)
+    ] = "",
+    settings: options.Settings = None,
+    every: Annotated[bool, typer.Option("--all", help="Write every shipped recipe to the rendered folder.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here, not to standard output.")
+    ] = None,
+    alias: Annotated[bool, typer.Option("--alias", help="Add the same template under its name without digest.")] = False,
+    cron: Annotated[
+        list[str] | None,
+        typer.Option("--cron", metavar="SCHEDULE", help="Add the alias and a CronWorkflow (UTC).", show_default=False),
+    ] = None,
+    deployment: options.DeploymentFile = None,
+    images: options.ImagesFile = None,
+) -> None:
+    """Write the WorkflowTemplate of a recipe as YAML."""
+    from stagecoach.errors import ConfigError
+    from stagecoach_workflows.deployment import load_deployment
+    from stagecoach_workflows.recipes_shipped import load_recipe, shipped_names
+    from stagecoach_workflows.render import alias_document, cron_document, template_document, to_yaml
+
+    if bool(recipe) == every:
+        raise ConfigError("render: expected a RECIPE, or --all for every shipped one")
+    cluster = load_deployment(deployment, images)
+    if every:
+        folder = output or _RENDERED
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in shipped_names():
+            text = to_yaml([template_document(load_recipe(name), cluster)])
+            (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+        return
+    loaded = load_recipe(recipe, settings or ())
+    documents = [template_document(loaded, cluster)]
+    if alias or cron:
+        documents.append(alias_document(documents[0], loaded))
+    if cron:
+        documents.append(cron_document(loaded, cron, {}))
+    if output is None:
+        typer.echo(to_yaml(documents), nl=False)
+    else:
+        output.write_text(to_yaml(documents), encoding="utf-8")

@@ -1,0 +1,295 @@
+"""Talks to a cluster through the Kubernetes API alone: no Argo server, no ``argo`` program.
+
+This is the only module that knows the Kubernetes client; what it returns is plain data.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import urllib3
+from kubernetes import client, config
+from kubernetes.client.rest import ApiException
+
+from stagecoach.errors import ConfigError, MissingInputError, StagecoachError, UnavailableError
+
+_GROUP, _VERSION = "argoproj.io", "v1alpha1"
+_RUN_LABEL = "stagecoach/run"
+_WORKFLOW_LABEL = "workflows.argoproj.io/workflow"
+_NODE_ANNOTATION = "workflows.argoproj.io/node-id"
+_ENDED = ("Succeeded", "Failed", "Error")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeState:
+    """One task of a workflow as Argo reports it, its attempts taken together."""
+
+    task: str
+    phase: str
+    """Pending, Running, Succeeded, Skipped, Omitted, Failed or Error."""
+    progress: float
+    """Share that is done, 0 to 1."""
+    attempts: int
+    started: str
+    finished: str
+    message: str
+    exit_code: int | None
+    node_id: str | None
+    """Argo's id of the last attempt, if that is a pod; ``Cluster.pods`` knows its name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkflowState:
+    """One workflow as Argo reports it."""
+
+    name: str
+    run_id: str
+    phase: str
+    message: str
+    started: str
+    finished: str
+    nodes: tuple[NodeState, ...]
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self.phase in _ENDED
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the run: of the task that failed first, 0 if none did, 70 where nothing is known."""
+        if self.phase == "Succeeded":
+            return 0
+        failed = sorted((node for node in self.nodes if node.phase in ("Failed", "Error")), key=lambda node: node.finished)
+        codes = [node.exit_code for node in failed if node.exit_code is not None and node.exit_code > 0]
+        return codes[0] if codes else StagecoachError.exit_code
+
+
+class Cluster:
+    """One namespace of the cluster that KUBECONFIG, or the pod's own account, gives access to."""
+
+    def __init__(self, namespace: str = "") -> None:
+        """Find the cluster.
+
+        Args:
+            namespace: Empty takes the context's own, or the pod's.
+
+        Raises:
+            ConfigError: There is no cluster configuration.
+        """
+        try:
+            config.load_kube_config()
+            _, context = config.list_kube_config_contexts()
+            own = context["context"].get("namespace", "default")
+        except config.ConfigException:
+            own = _load_in_cluster()
+        self.namespace: str = namespace or own
+        self._custom = client.CustomObjectsApi()
+        self._core = client.CoreV1Api()
+        self._authorization = client.AuthorizationV1Api()
+
+    def ensure_template(self, document: Mapping[str, Any]) -> bool:
+        """Create a WorkflowTemplate that is named after its content; False if it is there already."""
+        return self._create("workflowtemplates", document) is not None
+
+    def replace_template(self, document: Mapping[str, Any]) -> None:
+        """Create a WorkflowTemplate or give it this content."""
+        if self._create("workflowtemplates", document) is None:
+            name = document["metadata"]["name"]
+            self._call(
+                f"WorkflowTemplate {name}",
+                lambda: self._custom.patch_namespaced_custom_object(
+                    _GROUP, _VERSION, self.namespace, "workflowtemplates", name, dict(document)
+                ),
+            )
+
+    def submit(self, document: Mapping[str, Any]) -> str:
+        """Create a Workflow and return the name that it got."""
+        created = self._create("workflows", document)
+        if created is None:
+            raise ConfigError(f"Workflow {document['metadata'].get('name')}: exists already in {self.namespace}")
+        return str(created["metadata"]["name"])
+
+    def find(self, run: str) -> str:
+        """Return the name of a run's workflow, given that name or the run id.
+
+        Raises:
+            MissingInputError: There is no such workflow.
+        """
+        found = self._call(
+            f"runs in {self.namespace}",
+            lambda: self._custom.list_namespaced_custom_object(
+                _GROUP, _VERSION, self.namespace, "workflows", label_selector=f"{_RUN_LABEL}={run.lower()}"
+            ),
+        )
+        names = [str(item["metadata"]["name"]) for item in found["items"]]
+        return names[-1] if names else self.state(run).name
+
+    def state(self, name: str) -> WorkflowState:
+        """Return how a workflow is doing.
+
+        Raises:
+            MissingInputError: There is no such workflow.
+        """
+        return workflow_state(
+            self._call(
+                f"Workflow {name} in {self.namespace}",
+                lambda: self._custom.get_namespaced_custom_object(_GROUP, _VERSION, self.namespace, "workflows", name),
+            )
+        )
+
+    def pods(self, name: str) -> dict[str, str]:
+        """Return the pods of a workflow that are still there: Argo's node id -> pod name."""
+        found = self._call(
+            f"pods of workflow {name}",
+            lambda: self._core.list_namespaced_pod(self.namespace, label_selector=f"{_WORKFLOW_LABEL}={name}"),
+        )
+        return {(pod.metadata.annotations or {}).get(_NODE_ANNOTATION, ""): pod.metadata.name for pod in found.items}
+
+    def logs(self, pod: str, *, follow: bool = False, tail_lines: int | None = None) -> Iterator[str]:
+        """Yield the lines of a pod's main container.
+
+        Raises:
+            MissingInputError: The pod is gone.
+        """
+        options: dict[str, Any] = {"container": "main", "follow": follow, "_preload_content": False}
+        if tail_lines is not None:
+            options["tail_lines"] = tail_lines
+        response = self._call(
+            f"log of pod {pod}", lambda: self._core.read_namespaced_pod_log(pod, self.namespace, **options)
+        )
+        for line in response:
+            yield line.decode("utf-8", "replace").rstrip("\n")
+
+    def stop(self, name: str, *, at_once: bool = False) -> None:
+        """End a workflow: its pods get SIGTERM, so that train saves; at once leaves out the exit hook as well."""
+        body = {"spec": {"shutdown": "Terminate" if at_once else "Stop"}}
+        self._call(
+            f"Workflow {name} in {self.namespace}",
+            lambda: self._custom.patch_namespaced_custom_object(
+                _GROUP, _VERSION, self.namespace, "workflows", name, body
+            ),
+        )
+
+    def may(self, verb: str, resource: str, group: str = "") -> bool:
+        """Say whether this account may do ``verb`` on ``resource`` in the namespace."""
+        attributes = client.V1ResourceAttributes(namespace=self.namespace, verb=verb, resource=resource, group=group)
+        review = client.V1SelfSubjectAccessReview(spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=attributes))
+        answer = self._call("access review", lambda: self._authorization.create_self_subject_access_review(review))
+        return bool(answer.status.allowed)
+
+    def gpu_nodes(self, resource: str) -> dict[str, int]:
+        """Return the nodes that offer a resource, and how much of it."""
+        nodes = self._call("nodes", self._core.list_node).items
+        offers = {node.metadata.name: int((node.status.allocatable or {}).get(resource, 0)) for node in nodes}
+        return {name: number for name, number in offers.items() if number}
+
+    def _create(self, plural: str, document: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        kind, metadata = document["kind"], document["metadata"]
+        try:
+            created: Mapping[str, Any] = self._call(
+                f"{kind} {metadata.get('name') or metadata.get('generateName')} in {self.namespace}",
+                lambda: self._custom.create_namespaced_custom_object(
+                    _GROUP, _VERSION, self.namespace, plural, dict(document)
+                ),
+            )
+        except _ExistsError:
+            return None
+        return created
+
+    @staticmethod
+    def _call(what: str, request: Callable[[], _Result]) -> _Result:
+        try:
+            return request()
+        except ApiException as error:
+            raise _translated(what, error) from error
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise UnavailableError(f"{what}: the cluster does not answer ({type(error).__name__}); try again") from error
+
+
+class _ExistsError(StagecoachError):
+    """An object of that name is there already."""
+
+
+def workflow_state(document: Mapping[str, Any]) -> WorkflowState:
+    """Return the state of a workflow object."""
+    status = document.get("status") or {}
+    metadata = document["metadata"]
+    return WorkflowState(
+        name=metadata["name"],
+        run_id=metadata.get("labels", {}).get(_RUN_LABEL, ""),
+        phase=status.get("phase", "Pending"),
+        message=status.get("message", ""),
+        started=status.get("startedAt") or "",
+        finished=status.get("finishedAt") or "",
+        nodes=tuple(_tasks(_nodes(status))),
+    )
+
+
+def run_label(run_id: str) -> dict[str, str]:
+    """Return the label by which a run's workflow is found."""
+    return {_RUN_LABEL: run_id.lower()}
+
+
+def _nodes(status: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nodes; of a large workflow Argo keeps them as gzip in base64."""
+    compressed = status.get("compressedNodes")
+    if compressed:
+        nodes: dict[str, Any] = json.loads(gzip.decompress(base64.b64decode(compressed)))
+        return nodes
+    return dict(status.get("nodes") or {})
+
+
+def _tasks(nodes: Mapping[str, Any]) -> Iterator[NodeState]:
+    """Yield the tasks of the DAG in order of their start; a Retry node stands for all its attempts."""
+    attempts = {child for node in nodes.values() if node.get("type") == "Retry" for child in node.get("children", ())}
+    for node_id, node in sorted(nodes.items(), key=lambda item: (item[1].get("startedAt") or "~", item[1]["displayName"])):
+        if node_id in attempts or node.get("type") not in ("Pod", "Retry", "Skipped"):
+            continue
+        children = [nodes[child] for child in node.get("children", ()) if child in nodes] if node["type"] == "Retry" else []
+        last = children[-1] if children else node
+        done, _, total = str(last.get("progress", "")).partition("/")
+        code = (last.get("outputs") or {}).get("exitCode")
+        last_id = next(child for child in reversed(node["children"]) if child in nodes) if children else node_id
+        yield NodeState(
+            task=node["displayName"],
+            phase=node.get("phase", "Pending"),
+            progress=int(done) / int(total) if done.isdecimal() and total.isdecimal() and int(total) else 0.0,
+            attempts=max(1, len(children)),
+            started=node.get("startedAt") or "",
+            finished=node.get("finishedAt") or "",
+            message=last.get("message") or node.get("message") or "",
+            exit_code=int(code) if code is not None and str(code).lstrip("-").isdecimal() else None,
+            node_id=last_id if last.get("type") == "Pod" else None,
+        )
+
+
+def _translated(what: str, error: ApiException) -> StagecoachError:
+    try:
+        sentence = json.loads(error.body)["message"]
+    except (TypeError, ValueError, KeyError):
+        sentence = error.reason or "no reason given"
+    if error.status == 404:
+        return MissingInputError(f"{what}: not found; check the name and the namespace ({sentence})")
+    if error.status == 409:
+        return _ExistsError(f"{what}: exists already")
+    if error.status is None or error.status >= 500 or error.status == 429:
+        return UnavailableError(f"{what}: the cluster does not answer: {sentence}; try again")
+    return ConfigError(f"{what}: refused by the cluster: {sentence}")
+
+
+def _load_in_cluster() -> str:
+    try:
+        config.load_incluster_config()
+    except config.ConfigException as error:
+        raise ConfigError(
+            "cluster: expected a KUBECONFIG, ~/.kube/config or a pod's own account, found none; see `kubectl config`"
+        ) from error
+    with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace", encoding="utf-8") as stream:
+        return stream.read().strip()

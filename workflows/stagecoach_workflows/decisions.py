@@ -1,0 +1,153 @@
+"""What one run has to do: every task's config, content key and output, and whether it must run.
+
+The keys come first, from the recipe and the identities of its sources alone. Then the store is asked, from ``export``
+backwards: a task runs only if its output (or a wanted effect: a push, a release) is missing and something missing needs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stagecoach.keys import canonical_json, content_key
+from stagecoach.paths import manifest_key, output_prefix
+from stagecoach.plan_file import TaskPlan
+from stagecoach.recipe.base import Section
+from stagecoach.recipe.export import PushConfig
+from stagecoach.recipe.recipe import Recipe
+from stagecoach.recipe.tasks import PackTaskConfig
+from stagecoach.recipe.train import TrainConfig
+from stagecoach.records import read_numbered
+from stagecoach.settings import Settings
+from stagecoach.source_identity import HubLister, data_config, model_config, tokenizer_config
+from stagecoach.storage.base import ObjectStore
+from stagecoach_workflows.graph import TaskNode, task_nodes
+
+_BEST_DEPENDS_ON = ("evaluate_every_steps", "save_every_steps", "keep_last", "keep_every_steps", "keep_best")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One task with everything that is known before the store is asked."""
+
+    node: TaskNode
+    config: Section
+    name: str
+    key: str
+    output: str
+    inputs: Mapping[str, str]
+    """Folder of each input, by input name."""
+
+
+def task_configs(recipe: Recipe, settings: Settings, list_hub: HubLister) -> dict[str, Section]:
+    """Return every task's resolved config, by task name; sources are turned into files with known content.
+
+    Raises:
+        ConfigError: A source cannot be what it is used as.
+        MissingInputError: A source does not exist or lacks files.
+        UnavailableError: The Hub or an S3 store does not answer.
+    """
+    model = recipe.model
+    configs: dict[str, Section] = {
+        "download-model": model_config(model.source, settings, list_hub),
+        "download-tokenizer": tokenizer_config(
+            model.tokenizer or model.source, model.chat_format, settings, list_hub
+        ),
+    }
+    for source in recipe.data.sources:
+        configs[f"download-data-{source.name}"] = data_config(source.source, settings, list_hub)
+    return {
+        **configs,
+        "convert": recipe.convert,
+        "shard": recipe.shard,
+        "pack": PackTaskConfig(data=recipe.data, pack=recipe.pack),
+        "train": recipe.train,
+        "export": recipe.export,
+    }
+
+
+def candidates(recipe: Recipe, configs: Mapping[str, Section]) -> dict[str, Candidate]:
+    """Return every task with its key and folders, in an order in which they may run."""
+    found: dict[str, Candidate] = {}
+    for task, node in task_nodes([source.name for source in recipe.data.sources]).items():
+        config = configs[task]
+        input_keys = {name: found[other].key for name, other in node.key_inputs.items()}
+        if task == "export" and recipe.export.iteration == "best":
+            input_keys["best"] = _what_decides_the_best(recipe.train)
+        key = content_key(node.kind.name, node.kind.output_version, config, input_keys)
+        name = recipe.model.name if node.kind.named_after == "model" else node.data_source or recipe.data.name
+        found[task] = Candidate(
+            node=node,
+            config=config,
+            name=name,
+            key=key,
+            output=output_prefix(node.kind.writes, name, key),
+            inputs={input_name: found[other].output for input_name, other in node.reads.items()},
+        )
+    return found
+
+
+def decide(store: ObjectStore, tasks: Mapping[str, Candidate], recipe: Recipe) -> dict[str, TaskPlan]:
+    """Ask the store what is there and return each task's decision, in an order in which they may run.
+
+    A finished run costs one question: whether the export is there.
+    """
+    wanted_by: dict[str, str] = {"export": ""}
+    plans: dict[str, TaskPlan] = {}
+    for task in reversed(tasks):
+        candidate = tasks[task]
+        missing, reason = False, "nothing that is missing needs it"
+        if task in wanted_by:
+            missing, reason = _missing(store, candidate, wanted_by[task])
+        if task == "export" and not missing:
+            missing, reason = _missing_effect(store, candidate, recipe, reason)
+        if missing:
+            for other in candidate.node.reads.values():
+                wanted_by.setdefault(other, task)
+        plans[task] = _task_plan(candidate, run=missing, reason=reason)
+    return {task: plans[task] for task in tasks}
+
+
+def push_record_key(output: str, push: PushConfig) -> str:
+    """Return the key of the record that this export has been pushed to that repository and branch."""
+    digest = hashlib.sha256(canonical_json([push.repo, push.branch]).encode("ascii")).hexdigest()
+    return f"{output}pushed/{digest[:20]}.json"
+
+
+def _missing(store: ObjectStore, candidate: Candidate, wanted_by: str) -> tuple[bool, str]:
+    if store.head(manifest_key(candidate.output)) is not None:
+        return False, "its output is there"
+    return True, f"its output is missing and {wanted_by} needs it" if wanted_by else "its output is missing"
+
+
+def _missing_effect(store: ObjectStore, export: Candidate, recipe: Recipe, reason: str) -> tuple[bool, str]:
+    push, release = recipe.export.push, recipe.export.release
+    if push is not None and store.head(push_record_key(export.output, push)) is None:
+        return True, f"it has not been pushed to {push.repo}"
+    if release is not None:
+        records = read_numbered(store, f"releases/{release}/")
+        if not any(record.get("export") == export.output for record in records.values()):
+            return True, f"it has not been offered as a release of {release}"
+    return False, reason
+
+
+def _what_decides_the_best(train: TrainConfig) -> str:
+    """Return a digest of the placement fields of train on which "best" depends: when it evaluates, saves and keeps."""
+    chosen = {name: getattr(train, name) for name in _BEST_DEPENDS_ON}
+    return hashlib.sha256(canonical_json(chosen).encode("ascii")).hexdigest()[:20]
+
+
+def _task_plan(candidate: Candidate, *, run: bool, reason: str) -> TaskPlan:
+    return TaskPlan(
+        task=candidate.node.task,
+        kind=candidate.node.kind.name,
+        stage=candidate.node.kind.stage,
+        decision="run" if run else "skip",
+        reason=reason,
+        name=candidate.name,
+        key=candidate.key,
+        output=candidate.output,
+        inputs=dict(candidate.inputs),
+        config=candidate.config.model_dump(mode="json"),
+    )

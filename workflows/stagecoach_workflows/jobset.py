@@ -1,0 +1,125 @@
+"""A training on several nodes as a JobSet, which Argo applies and watches through a resource template.
+
+The JobSet is named after the training's key: a retry of the watching pod applies the same object, and so finds the
+training that is going on. Pods restart by exit code as in the workflow; each attempt goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from stagecoach_workflows.deployment import Deployment
+from stagecoach_workflows.pod import (
+    ARTIFACTS_PATH,
+    SCRATCH_PATH,
+    container_security,
+    environment_sources,
+    node_affinity,
+    pod_security,
+    tolerations,
+)
+from stagecoach_workflows.policy import GPU_RESOURCE, RETRY_EXIT_CODES, Shape, TaskPolicy
+
+_PORT = 29500
+_NAME = "train-{{inputs.parameters.key}}"
+
+
+def manifest(shape: Shape, deployment: Deployment, policy: TaskPolicy, command: list[str], args: list[str]) -> str:
+    """Return the JobSet as YAML, with Argo's tags for run, task and key left in it."""
+    job = {
+        "parallelism": shape.nodes,
+        "completions": shape.nodes,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podFailurePolicy": {"rules": _pod_failure_rules()},
+        "template": {
+            "metadata": {"labels": {"app.kubernetes.io/part-of": "stagecoach", "stagecoach/stage": "train"}},
+            "spec": _pod(shape, deployment, policy, command, args),
+        },
+    }
+    labels = {"app.kubernetes.io/part-of": "stagecoach"}
+    if deployment.kueue_queue:
+        labels["kueue.x-k8s.io/queue-name"] = deployment.kueue_queue
+    document = {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {"name": _NAME, "labels": labels},
+        "spec": {
+            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+            "failurePolicy": {
+                "maxRestarts": policy.retries,
+                # a permanent exit code ends the Job by its own rule, and then the whole JobSet
+                "rules": [{"name": "permanent", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+            },
+            "ttlSecondsAfterFinished": 60,
+            "replicatedJobs": [{"name": "train", "replicas": 1, "template": {"spec": job}}],
+        },
+    }
+    text: str = yaml.safe_dump(document, sort_keys=False, width=1000)
+    return text
+
+
+def _pod_failure_rules() -> list[dict[str, Any]]:
+    """Restart evicted pods and those with a retryable exit code; every other exit code is permanent."""
+    return [
+        {"action": "Count", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        {"action": "Count", "onExitCodes": {"operator": "In", "values": sorted(RETRY_EXIT_CODES)}},
+        {"action": "FailJob", "onExitCodes": {"operator": "NotIn", "values": [0, *sorted(RETRY_EXIT_CODES)]}},
+    ]
+
+
+def _pod(shape: Shape, deployment: Deployment, policy: TaskPolicy, command: list[str], args: list[str]) -> dict[str, Any]:
+    asked = policy.resources
+    memory, disk = f"{asked.memory_gib:g}Gi", f"{asked.scratch_gib + 1:g}Gi"
+    gpus = {GPU_RESOURCE: str(asked.gpus)} if asked.gpus else {}
+    container = {
+        "name": "main",
+        "image": deployment.image("train"),
+        "imagePullPolicy": deployment.image_pull_policy,
+        "command": command,
+        "args": args,
+        "env": [
+            {"name": "STAGECOACH_IMAGE_DIGEST", "value": deployment.image("train")},
+            {"name": "MASTER_ADDR", "value": f"{_NAME}-train-0-0.{_NAME}"},
+            {"name": "MASTER_PORT", "value": str(_PORT)},
+        ],
+        "envFrom": environment_sources(deployment, "train", "train"),
+        "ports": [{"containerPort": _PORT}],
+        "resources": {
+            "requests": {"cpu": f"{asked.cpu:g}", "memory": memory, "ephemeral-storage": disk, **gpus},
+            "limits": {"memory": memory, "ephemeral-storage": disk, **gpus},
+        },
+        "securityContext": container_security(),
+        "volumeMounts": [
+            {"name": "scratch", "mountPath": SCRATCH_PATH},
+            {"name": "artifacts", "mountPath": ARTIFACTS_PATH},
+            {"name": "shared-memory", "mountPath": "/dev/shm"},
+        ],
+    }
+    return {
+        "restartPolicy": "Never",
+        "serviceAccountName": deployment.service_account,
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": policy.grace_seconds,
+        "securityContext": pod_security(deployment),
+        "affinity": {**node_affinity(deployment, shape), **_one_node_each()},
+        "tolerations": tolerations((*deployment.tolerations, *deployment.gpu_tolerations)),
+        "imagePullSecrets": [{"name": secret} for secret in deployment.image_pull_secrets],
+        "containers": [container],
+        "volumes": [
+            {"name": "scratch", "emptyDir": {"sizeLimit": f"{asked.scratch_gib:g}Gi"}},
+            {"name": "artifacts", "emptyDir": {"sizeLimit": "256Mi"}},
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": f"{asked.shared_memory_gib:g}Gi"}},
+        ],
+    }
+
+
+def _one_node_each() -> dict[str, Any]:
+    """Keep two pods of one training off the same node: each takes all GPUs that the recipe wants of a node."""
+    term = {
+        "labelSelector": {"matchLabels": {"jobset.sigs.k8s.io/jobset-name": _NAME}},
+        "topologyKey": "kubernetes.io/hostname",
+    }
+    return {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}}
