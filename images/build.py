@@ -133,8 +133,10 @@ def main(argv: list[str] | None = None) -> int:
             for image in wanted:
                 start = time.monotonic()
                 made = build(engine, image, base, epoch_seconds, git_revision())
-                lock[image] = made.name
+                previous, lock[image] = lock.get(image), made.name
                 engine.run("load", "--quiet", "--input", BUILD / "images" / f"{image}.tar")
+                if previous is not None and previous.startswith("localhost/") and previous != made.name:
+                    engine.ask("image", "rm", previous)
                 if options.push:
                     lock[image] = push(engine, image, lock[image], options.push)
                 LOCK_FILE.write_text(json.dumps(dict(sorted(lock.items())), indent=2) + "\n")

@@ -110,10 +110,11 @@ def ask(folder: Path, questions: list[Question]) -> list[Answer]:
     """Load the Hub directory ``folder`` with transformers and answer greedily."""
     import transformers
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    library: Any = transformers
+    library.utils.logging.set_verbosity_error()
+    library.utils.logging.disable_progress_bar()
+    tokenizer = library.AutoTokenizer.from_pretrained(folder)
+    model = library.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
     listed = model.generation_config.eos_token_id
     stop_ids = {listed} if isinstance(listed, int) else set(listed or ())
     answers = []

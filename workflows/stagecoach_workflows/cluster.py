@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import urllib3
 from kubernetes import client, config
-from kubernetes.client.rest import ApiException
+from kubernetes.client.exceptions import ApiException
 
 from stagecoach.errors import ConfigError, MissingInputError, StagecoachError, UnavailableError
 
@@ -24,6 +24,7 @@ _WORKFLOW_LABEL = "workflows.argoproj.io/workflow"
 _NODE_ANNOTATION = "workflows.argoproj.io/node-id"
 _ENDED = ("Succeeded", "Failed", "Error")
 _Result = TypeVar("_Result")
+_config: Any = config  # its functions carry no types
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +67,9 @@ class WorkflowState:
         """Exit code of the run: of the task that failed first, 0 if none did, 70 where nothing is known."""
         if self.phase == "Succeeded":
             return 0
-        failed = sorted((node for node in self.nodes if node.phase in ("Failed", "Error")), key=lambda node: node.finished)
+        failed = sorted(
+            (node for node in self.nodes if node.phase in ("Failed", "Error")), key=lambda node: node.finished
+        )
         codes = [node.exit_code for node in failed if node.exit_code is not None and node.exit_code > 0]
         return codes[0] if codes else StagecoachError.exit_code
 
@@ -84,15 +87,15 @@ class Cluster:
             ConfigError: There is no cluster configuration.
         """
         try:
-            config.load_kube_config()
-            _, context = config.list_kube_config_contexts()
+            _config.load_kube_config()
+            _, context = _config.list_kube_config_contexts()
             own = context["context"].get("namespace", "default")
         except config.ConfigException:
             own = _load_in_cluster()
         self.namespace: str = namespace or own
-        self._custom = client.CustomObjectsApi()
-        self._core = client.CoreV1Api()
-        self._authorization = client.AuthorizationV1Api()
+        self._custom: Any = client.CustomObjectsApi()
+        self._core: Any = client.CoreV1Api()
+        self._authorization: Any = client.AuthorizationV1Api()
 
     def ensure_template(self, document: Mapping[str, Any]) -> bool:
         """Create a WorkflowTemplate that is named after its content; False if it is there already."""
@@ -180,7 +183,9 @@ class Cluster:
     def may(self, verb: str, resource: str, group: str = "") -> bool:
         """Say whether this account may do ``verb`` on ``resource`` in the namespace."""
         attributes = client.V1ResourceAttributes(namespace=self.namespace, verb=verb, resource=resource, group=group)
-        review = client.V1SelfSubjectAccessReview(spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=attributes))
+        review = client.V1SelfSubjectAccessReview(
+            spec=client.V1SelfSubjectAccessReviewSpec(resource_attributes=attributes)
+        )
         answer = self._call("access review", lambda: self._authorization.create_self_subject_access_review(review))
         return bool(answer.status.allowed)
 
@@ -210,7 +215,9 @@ class Cluster:
         except ApiException as error:
             raise _translated(what, error) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise UnavailableError(f"{what}: the cluster does not answer ({type(error).__name__}); try again") from error
+            raise UnavailableError(
+                f"{what}: the cluster does not answer ({type(error).__name__}); try again"
+            ) from error
 
 
 class _ExistsError(StagecoachError):
@@ -249,10 +256,14 @@ def _nodes(status: Mapping[str, Any]) -> dict[str, Any]:
 def _tasks(nodes: Mapping[str, Any]) -> Iterator[NodeState]:
     """Yield the tasks of the DAG in order of their start; a Retry node stands for all its attempts."""
     attempts = {child for node in nodes.values() if node.get("type") == "Retry" for child in node.get("children", ())}
-    for node_id, node in sorted(nodes.items(), key=lambda item: (item[1].get("startedAt") or "~", item[1]["displayName"])):
+    for node_id, node in sorted(
+        nodes.items(), key=lambda item: (item[1].get("startedAt") or "~", item[1]["displayName"])
+    ):
         if node_id in attempts or node.get("type") not in ("Pod", "Retry", "Skipped"):
             continue
-        children = [nodes[child] for child in node.get("children", ()) if child in nodes] if node["type"] == "Retry" else []
+        children = (
+            [nodes[child] for child in node.get("children", ()) if child in nodes] if node["type"] == "Retry" else []
+        )
         last = children[-1] if children else node
         done, _, total = str(last.get("progress", "")).partition("/")
         code = (last.get("outputs") or {}).get("exitCode")
@@ -272,7 +283,7 @@ def _tasks(nodes: Mapping[str, Any]) -> Iterator[NodeState]:
 
 def _translated(what: str, error: ApiException) -> StagecoachError:
     try:
-        sentence = json.loads(error.body)["message"]
+        sentence = json.loads(error.body or "")["message"]
     except (TypeError, ValueError, KeyError):
         sentence = error.reason or "no reason given"
     if error.status == 404:
@@ -286,7 +297,7 @@ def _translated(what: str, error: ApiException) -> StagecoachError:
 
 def _load_in_cluster() -> str:
     try:
-        config.load_incluster_config()
+        _config.load_incluster_config()
     except config.ConfigException as error:
         raise ConfigError(
             "cluster: expected a KUBECONFIG, ~/.kube/config or a pod's own account, found none; see `kubectl config`"

@@ -51,9 +51,7 @@ def task_configs(recipe: Recipe, settings: Settings, list_hub: HubLister) -> dic
     model = recipe.model
     configs: dict[str, Section] = {
         "download-model": model_config(model.source, settings, list_hub),
-        "download-tokenizer": tokenizer_config(
-            model.tokenizer or model.source, model.chat_format, settings, list_hub
-        ),
+        "download-tokenizer": tokenizer_config(model.tokenizer or model.source, model.chat_format, settings, list_hub),
     }
     for source in recipe.data.sources:
         configs[f"download-data-{source.name}"] = data_config(source.source, settings, list_hub)
@@ -95,7 +93,7 @@ def decide(store: ObjectStore, tasks: Mapping[str, Candidate], recipe: Recipe) -
     """
     wanted_by: dict[str, str] = {"export": ""}
     plans: dict[str, TaskPlan] = {}
-    for task in reversed(tasks):
+    for task in reversed(list(tasks)):
         candidate = tasks[task]
         missing, reason = False, "nothing that is missing needs it"
         if task in wanted_by:

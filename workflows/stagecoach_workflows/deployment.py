@@ -76,7 +76,7 @@ class Deployment(_Part):
     hub_secret: str = "stagecoach-hub"
     """Secret with HF_TOKEN for plan, download and export; may be absent."""
     notify_secret: str = "stagecoach-notify"
-    """Secret with the addresses that the exit hook tells (see ``stagecoach_workflows.notify``); may be absent."""
+    """Secret with the addresses that the exit hook tells (``stagecoach_workflows.notify`` lists its keys); may be absent."""
     notify: bool = True
     """Run the exit hook; it costs a small pod at the end of each run."""
     artifact_repository: str | None = "stagecoach-artifacts"
@@ -142,7 +142,9 @@ def _mapping(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: expected a readable YAML or JSON file, got: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"{file}: expected a readable YAML or JSON file, got: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: expected a mapping, got {type(values).__name__}")
     return values

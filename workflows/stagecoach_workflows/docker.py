@@ -37,7 +37,12 @@ class DockerLauncher:
     """Starts a container for each attempt; ``docker run`` passes signals on and ends with the container's exit code."""
 
     def __init__(
-        self, store_url: str, *, gpus: int, folders: tuple[Path, ...] = (), extra_environ: Mapping[str, str] | None = None
+        self,
+        store_url: str,
+        *,
+        gpus: int,
+        folders: tuple[Path, ...] = (),
+        extra_environ: Mapping[str, str] | None = None,
     ) -> None:
         """Keep what the containers need of this machine.
 
@@ -68,7 +73,9 @@ class DockerLauncher:
                 start_new_session=True,
             )
         except FileNotFoundError as error:
-            raise ConfigError("--runner docker: expected a `docker` program on PATH; install Docker or leave it out") from error
+            raise ConfigError(
+                "--runner docker: expected a `docker` program on PATH; install Docker or leave it out"
+            ) from error
 
     def command(self, step: Step, args: tuple[str, ...], run: TaskRun) -> list[str]:
         """Return the command line of one attempt."""

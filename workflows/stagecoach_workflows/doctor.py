@@ -123,7 +123,9 @@ def examine_cluster(namespace: str) -> Iterator[Finding]:
         for verb, resource, group in _RIGHTS:
             allowed = cluster.may(verb, resource, group)
             what = f"cluster: may {verb} {resource}"
-            yield Finding(what=what, ok=allowed, sentence=f"namespace {cluster.namespace}: {'yes' if allowed else 'no'}")
+            yield Finding(
+                what=what, ok=allowed, sentence=f"namespace {cluster.namespace}: {'yes' if allowed else 'no'}"
+            )
         if not cluster.may("list", "nodes"):
             yield Finding(what="cluster: GPUs", ok=False, sentence="this account may not list nodes", needed=False)
             return

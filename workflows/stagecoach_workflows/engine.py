@@ -227,7 +227,9 @@ class Engine:
             self._read_outputs(run)
             return
         retry = self._graph.step_of(run.spec).retry
-        limit = 0 if retry is None else retry.limit if self._max_retries is None else min(retry.limit, self._max_retries)
+        limit = (
+            0 if retry is None else retry.limit if self._max_retries is None else min(retry.limit, self._max_retries)
+        )
         if retry is not None and is_retryable(exit_code) and run.attempt <= limit and not self._stop_signals:
             run.state = State.RETRYING
             run.ended_seconds = None

@@ -70,7 +70,9 @@ def _pod_failure_rules() -> list[dict[str, Any]]:
     ]
 
 
-def _pod(shape: Shape, deployment: Deployment, policy: TaskPolicy, command: list[str], args: list[str]) -> dict[str, Any]:
+def _pod(
+    shape: Shape, deployment: Deployment, policy: TaskPolicy, command: list[str], args: list[str]
+) -> dict[str, Any]:
     asked = policy.resources
     memory, disk = f"{asked.memory_gib:g}Gi", f"{asked.scratch_gib + 1:g}Gi"
     gpus = {GPU_RESOURCE: str(asked.gpus)} if asked.gpus else {}
@@ -122,4 +124,8 @@ def _one_node_each() -> dict[str, Any]:
         "labelSelector": {"matchLabels": {"jobset.sigs.k8s.io/jobset-name": _NAME}},
         "topologyKey": "kubernetes.io/hostname",
     }
-    return {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]}}
+    return {
+        "podAntiAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term}]
+        }
+    }

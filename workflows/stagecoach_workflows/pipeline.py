@@ -27,6 +27,7 @@ from hera.workflows import (
     Resource,
     RetryStrategy,
     S3Artifact,
+    SecretVolume,
     Task,
     WorkflowTemplate,
 )
@@ -49,6 +50,7 @@ from stagecoach_workflows.policy import (
 )
 from stagecoach_workflows.pod import (
     ARTIFACTS_PATH,
+    NOTIFY_PATH,
     SCRATCH_PATH,
     container_security,
     environment_sources,
@@ -140,6 +142,7 @@ def _workflow(shape: Shape, recipe_base64: str, deployment: Deployment, name: st
             Parameter(name="store", value=deployment.store, description="Where everything is kept"),
             Parameter(name="set", value="", description="Settings PATH=VALUE over the recipe, apart by spaces"),
             Parameter(name="run", value="", description="Run id; empty takes time and name of the workflow"),
+            Parameter(name="commit", value="", description="owner/repository@sha whose status on GitHub the run sets"),
             Parameter(name="runner", value="argo", description="What runs the stages; leave it"),
             Parameter(name="recipe", value=recipe_base64, description="The recipe, base64 of canonical JSON"),
         ],
@@ -150,7 +153,9 @@ def _workflow(shape: Shape, recipe_base64: str, deployment: Deployment, name: st
         image_pull_secrets=[argo.LocalObjectReference(name=secret) for secret in deployment.image_pull_secrets] or None,
         tolerations=[argo.Toleration(**taint) for taint in tolerations(deployment.tolerations)] or None,
         node_selector=deployment.node_selector or None,
-        artifact_repository_ref=argo.ArtifactRepositoryRef(config_map=repository, key="default") if repository else None,
+        artifact_repository_ref=argo.ArtifactRepositoryRef(config_map=repository, key="default")
+        if repository
+        else None,
         workflow_metadata=argo.WorkflowMetadata(labels={**labels, "stagecoach/recipe": _label(shape.recipe_name)}),
         pod_metadata=argo.Metadata(labels=labels),
         pod_gc=argo.PodGC(strategy="OnPodSuccess", delete_delay_duration="60s"),
@@ -190,7 +195,11 @@ class _Templates:
         policy = self._policy(node.kind.name)
         stage = node.kind.stage
         command = ["python", "-m", f"stagecoach_{stage}"]
-        args = ["--store={{workflow.parameters.store}}", "--run={{inputs.parameters.run-id}}", "--task={{inputs.parameters.task}}"]
+        args = [
+            "--store={{workflow.parameters.store}}",
+            "--run={{inputs.parameters.run-id}}",
+            "--task={{inputs.parameters.task}}",
+        ]
         inputs = [Parameter(name="run-id"), Parameter(name="task")]
         options: dict[str, Any] = {}
         if stage == "train":
@@ -215,6 +224,13 @@ class _Templates:
                 "--created={{workflow.creationTimestamp.s}}",
                 "--status={{workflow.status}}",
                 "--namespace={{workflow.namespace}}",
+                "--commit={{workflow.parameters.commit}}",
+                f"--secrets={NOTIFY_PATH}",
+            ],
+            extra_volumes=[
+                SecretVolume(
+                    name="notify", secret_name=self._deployment.notify_secret, mount_path=NOTIFY_PATH, optional=True
+                )
             ],
         )
 
@@ -243,7 +259,12 @@ class _Templates:
         return options
 
     def _multi_node(
-        self, name: str, inputs: list[Parameter], manifest: str, policy: TaskPolicy, synchronization: argo.Synchronization
+        self,
+        name: str,
+        inputs: list[Parameter],
+        manifest: str,
+        policy: TaskPolicy,
+        synchronization: argo.Synchronization,
     ) -> Resource:
         """Hand a training on several nodes to a JobSet; its name is the training's key, so a retry finds it again."""
         return Resource(
@@ -256,7 +277,7 @@ class _Templates:
             failure_condition="status.terminalState == Failed",
             service_account_name=self._deployment.jobset_service_account,
             automount_service_account_token=True,
-            retry_strategy=RetryStrategy(limit="3", retry_policy="Always", backoff=argo.Backoff(duration="90", factor=2)),
+            retry_strategy=RetryStrategy(limit="3", retry_policy="Always", backoff=_backoff(90)),
             timeout=policy.timeout,
             synchronization=synchronization,
         )
@@ -272,6 +293,7 @@ class _Templates:
         inputs: list[Parameter] | None = None,
         outputs: list[Parameter] | None = None,
         extra_labels: Mapping[str, str] | None = None,
+        extra_volumes: list[SecretVolume] | None = None,
         **options: Any,
     ) -> Container:
         policy, deployment = self._policy(kind or name), self._deployment
@@ -284,11 +306,14 @@ class _Templates:
             args=args,
             inputs=cast(Any, inputs or []),
             outputs=cast(Any, [*(outputs or []), *artifacts]),
-            env=[Env(name="STAGECOACH_ARTIFACTS", value=ARTIFACTS_PATH), Env(name="STAGECOACH_IMAGE_DIGEST", value=deployment.image(image))],
+            env=[
+                Env(name="STAGECOACH_ARTIFACTS", value=ARTIFACTS_PATH),
+                Env(name="STAGECOACH_IMAGE_DIGEST", value=deployment.image(image)),
+            ],
             env_from=[argo.EnvFromSource(**source) for source in environment_sources(deployment, name, image)],
             labels={"stagecoach/stage": image, **(extra_labels or {})},
             resources=_resources(policy),
-            volumes=_volumes(policy),
+            volumes=cast(Any, [*_volumes(policy), *(extra_volumes or [])]),
             retry_strategy=self._retry(policy, other_node=kind == "train" and deployment.retry_on_other_node),
             timeout=policy.timeout,
             security_context=argo.SecurityContext(**container_security()),
@@ -302,7 +327,7 @@ class _Templates:
             limit=str(policy.retries),
             retry_policy="Always",
             expression=RETRY_EXPRESSION,
-            backoff=argo.Backoff(duration=str(policy.backoff_seconds), factor=2, cap=_RETRY_CAP),
+            backoff=_backoff(policy.backoff_seconds),
             affinity=argo.RetryAffinity(node_anti_affinity=argo.RetryNodeAntiAffinity()) if other_node else None,
         )
 
@@ -323,13 +348,17 @@ class _Templates:
         ]
 
 
+def _backoff(seconds: int) -> argo.Backoff:
+    return argo.Backoff(duration=str(seconds), factor=cast(Any, 2), cap=_RETRY_CAP)
+
+
 def _output(name: str, default: str) -> Parameter:
     return Parameter(name=name, value_from=argo.ValueFrom(path=f"{ARTIFACTS_PATH}/{name}", default=default))
 
 
 def _resources(policy: TaskPolicy) -> HeraResources:
     asked = policy.resources
-    memory, disk = f"{asked.memory_gib:g}Gi", f"{asked.scratch_gib + 1:g}Gi"
+    memory, disk = _gib(asked.memory_gib), _gib(asked.scratch_gib + 1)
     return HeraResources(
         cpu_request=f"{asked.cpu:g}" if asked.cpu >= 1 else f"{round(asked.cpu * 1000)}m",
         memory_request=memory,
@@ -345,11 +374,11 @@ def _volumes(policy: TaskPolicy) -> list[EmptyDirVolume]:
     """Everything that is written lies on these, as the image itself is read-only."""
     asked = policy.resources
     volumes = [
-        EmptyDirVolume(name="scratch", mount_path=SCRATCH_PATH, size_limit=f"{asked.scratch_gib:g}Gi"),
-        EmptyDirVolume(name="artifacts", mount_path=ARTIFACTS_PATH, size_limit="256Mi"),
+        EmptyDirVolume(name="scratch", mount_path=SCRATCH_PATH, size_limit=_gib(asked.scratch_gib)),
+        EmptyDirVolume(name="artifacts", mount_path=ARTIFACTS_PATH, size_limit=cast(Any, "256Mi")),
     ]
     if asked.shared_memory_gib:
-        size = f"{round(asked.shared_memory_gib * 1024)}Mi"
+        size = _gib(asked.shared_memory_gib)
         volumes.append(EmptyDirVolume(name="shared-memory", mount_path="/dev/shm", medium="Memory", size_limit=size))
     return volumes
 
@@ -357,23 +386,27 @@ def _volumes(policy: TaskPolicy) -> list[EmptyDirVolume]:
 def _metrics(kind: str) -> Metrics:
     """Never labelled by run: Argo keeps a series for each set of labels."""
     labels = [Label(key="task", value=kind)]
-    return Metrics(
-        metrics=[
-            Counter(
-                name="stagecoach_tasks",
-                help="Tasks that ended, by kind and status",
-                labels=[*labels, Label(key="status", value="{{status}}")],
-                value="1",
-            ),
-            Histogram(
-                name="stagecoach_task_seconds",
-                help="Duration of tasks, by kind",
-                labels=labels,
-                value="{{duration}}",
-                buckets=[10, 60, 300, 1_800, 3_600, 14_400, 43_200, 172_800],
-            ),
-        ]
-    )
+    metrics: list[Any] = [
+        Counter(
+            name="stagecoach_tasks",
+            help="Tasks that ended, by kind and status",
+            labels=[*labels, Label(key="status", value="{{status}}")],
+            value="1",
+        ),
+        Histogram(
+            name="stagecoach_task_seconds",
+            help="Duration of tasks, by kind",
+            labels=labels,
+            value="{{duration}}",
+            buckets=[10, 60, 300, 1_800, 3_600, 14_400, 43_200, 172_800],
+        ),
+    ]
+    return Metrics(metrics=metrics)
+
+
+def _gib(gib: float) -> Any:
+    """Return a quantity; whole Mi, as Kubernetes writes fractions of Gi as long numbers of bytes."""
+    return f"{gib:g}Gi" if gib == int(gib) else f"{round(gib * 1024)}Mi"
 
 
 def _label(text: str) -> str:

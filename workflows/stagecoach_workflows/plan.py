@@ -143,20 +143,28 @@ class HubLister:
         return self._known[key]
 
     def _ask(self, source: HubSource, repo_type: Literal["model", "dataset"]) -> HubListing:
+        import httpx2
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
 
         where = f"Hub {repo_type} {source.repo} at {source.revision}"
         if self._settings.hub_offline:
-            raise UnavailableError(f"{where}: HF_HUB_OFFLINE is set, but a branch must be turned into a commit; unset it")
+            raise UnavailableError(
+                f"{where}: HF_HUB_OFFLINE is set, but a branch must be turned into a commit; unset it"
+            )
         api = HfApi(endpoint=self._settings.hub_endpoint, token=self._settings.hub_token)
         try:
-            info = api.repo_info(source.repo, revision=source.revision, repo_type=repo_type, files_metadata=True)
+            info: Any = api.repo_info(source.repo, revision=source.revision, repo_type=repo_type, files_metadata=True)
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             raise MissingInputError(
                 f"{where}: there is no such repository or revision, or HF_TOKEN may not read it; correct the source"
             ) from error
-        except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
             raise UnavailableError(f"{where}: the Hub does not answer ({type(error).__name__}); try again") from error
         card: Any = getattr(info, "card_data", None)
         configs = (card.get("configs") or ()) if card is not None else ()
@@ -166,7 +174,6 @@ class HubLister:
             card_configs=tuple(configs),
         )
 
-
     def read_file(self, source: HubSource, commit: str, path: str) -> str:
         """Return a small text file of a model repository.
 
@@ -174,8 +181,9 @@ class HubLister:
             MissingInputError: It is not there.
             UnavailableError: The Hub does not answer.
         """
+        import httpx2
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
         where = f"Hub model {source.repo} at {commit[:12]}: {path}"
         try:
@@ -191,7 +199,7 @@ class HubLister:
                 return Path(file).read_text(encoding="utf-8")
         except EntryNotFoundError as error:
             raise MissingInputError(f"{where}: there is no such file") from error
-        except OSError as error:
+        except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
             raise UnavailableError(f"{where}: the Hub does not answer ({type(error).__name__}); try again") from error
 
 
@@ -220,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write_outputs(plan: Plan, folder: Path) -> None:
     """Write what the workflow reads: one small file for each output parameter, and the plan itself."""
     folder.mkdir(parents=True, exist_ok=True)
-    values = {decision_parameter(task.task): task.decision for task in plan.tasks.values()}
+    values: dict[str, str] = {decision_parameter(task.task): task.decision for task in plan.tasks.values()}
     values |= {"run-id": plan.run_id, "train-key": plan.tasks["train"].key}
     for name, value in values.items():
         (folder / name).write_text(value, encoding="utf-8")
@@ -231,7 +239,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m stagecoach_workflows.plan", description="Plans a run.")
     parser.add_argument("--store", required=True, metavar="URL", help="where everything is kept")
     parser.add_argument("--recipe-base64", required=True, metavar="TEXT", help="the recipe, JSON or YAML, in base64")
-    parser.add_argument("--set", default="", metavar="TEXT", help="settings PATH=VALUE over the recipe, apart by spaces")
+    parser.add_argument(
+        "--set", default="", metavar="TEXT", help="settings PATH=VALUE over the recipe, apart by spaces"
+    )
     parser.add_argument("--run", default="", metavar="ID", help="run id; made from --workflow and --created without it")
     parser.add_argument("--workflow", default="run", metavar="NAME", help="name of the workflow")
     parser.add_argument("--created", type=float, default=0.0, metavar="SECONDS", help="unix time the workflow was made")

@@ -11,6 +11,7 @@ from stagecoach_workflows.policy import Shape, TaskPolicy
 
 ARTIFACTS_PATH = "/work/artifacts"
 SCRATCH_PATH = "/tmp"
+NOTIFY_PATH = "/work/notify"
 _ASK_THE_HUB = ("plan", "download", "export")
 
 
@@ -40,7 +41,7 @@ def container_security() -> dict[str, Any]:
 def environment_sources(deployment: Deployment, template: str, image: str) -> list[dict[str, Any]]:
     """Return the ConfigMap and Secrets whose keys become environment variables; each may be absent.
 
-    Only tasks that talk to the Hub see its token, and only the exit hook sees where it reports to.
+    Only tasks that talk to the Hub see its token.
     """
     sources: list[dict[str, Any]] = [
         {"configMapRef": {"name": deployment.store_config, "optional": True}},
@@ -48,8 +49,6 @@ def environment_sources(deployment: Deployment, template: str, image: str) -> li
     ]
     if template in _ASK_THE_HUB or image in _ASK_THE_HUB:
         sources.append({"secretRef": {"name": deployment.hub_secret, "optional": True}})
-    if template == "notify":
-        sources.append({"secretRef": {"name": deployment.notify_secret, "optional": True}})
     return sources
 
 

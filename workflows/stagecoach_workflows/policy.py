@@ -154,9 +154,13 @@ def _resources(kind: str, shape: Shape, size_gib: float) -> Resources:
     if kind in ("convert", "shard", "export"):
         # input and output lie on scratch together; export reads fp32 masters, twice the size of the 16-bit weights
         times = 4 if kind == "export" else 2.5
-        return Resources(cpu=0.25 if tiny else 2, memory_gib=1 if tiny else 8, scratch_gib=_round_up(2 + times * size_gib))
+        return Resources(
+            cpu=0.25 if tiny else 2, memory_gib=1 if tiny else 8, scratch_gib=_round_up(2 + times * size_gib)
+        )
     if kind == "download-model":
-        return Resources(cpu=0.25 if tiny else 1, memory_gib=1 if tiny else 2, scratch_gib=_round_up(2 + 1.2 * size_gib))
+        return Resources(
+            cpu=0.25 if tiny else 1, memory_gib=1 if tiny else 2, scratch_gib=_round_up(2 + 1.2 * size_gib)
+        )
     if kind == "pack":
         return Resources(cpu=0.5 if tiny else 4, memory_gib=1 if tiny else 16, scratch_gib=2 if tiny else 40)
     return Resources(cpu=0.25, memory_gib=1, scratch_gib=2 if tiny else 20)

@@ -87,7 +87,11 @@ def cron_document(recipe: Recipe, schedules: Sequence[str], parameters: Mapping[
 def to_yaml(documents: Sequence[Mapping[str, Any]]) -> str:
     """Return documents as YAML, long texts on one line each, in the order in which they were built."""
     text: str = yaml.safe_dump_all(
-        [dict(document) for document in documents], sort_keys=False, width=2**31, default_flow_style=False, allow_unicode=True
+        [dict(document) for document in documents],
+        sort_keys=False,
+        width=2**31,
+        default_flow_style=False,
+        allow_unicode=True,
     )
     return text
 

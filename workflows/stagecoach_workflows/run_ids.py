@@ -1,7 +1,7 @@
 """How run ids are made: they begin with UTC time, so that a plain listing of the store is in order of time.
 
-    20261125T013000Z-tiny-cpu-ab12                      made on this machine, at random
-    20261125T013000Z-stagecoach-tiny-cpu-4f0a-x7k2p     made from a workflow's name and time: the same on each retry
+20261125T013000Z-tiny-cpu-ab12                    made on this machine, at random
+20261125T013000Z-stagecoach-tiny-cpu-4f0a-x7k2p   made from a workflow's name and time: the same on each retry
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def run_id_of_workflow(name: str, created_unix_seconds: float) -> str:
 
 
 def slug(name: str, max_length: int) -> str:
-    """Return ``name`` with only ``a-z 0-9 -``, a letter or digit at both ends, and at most ``max_length`` characters."""
+    """Return ``name`` in ``a-z 0-9 -``, letters or digits at both ends, at most ``max_length`` characters."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:max_length].strip("-") or "run"
 
 

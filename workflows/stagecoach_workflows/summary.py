@@ -51,7 +51,9 @@ def describe(kind: str, manifest: Manifest) -> str:
     fallback = f"{len(manifest.objects)} objects"
     describers = {
         "convert": _first(summary, "{parameters:,} parameters, {vocab_size:,} tokens", "parameters", "vocab_size"),
-        "pack": _first(summary, "{train_packs:,} packs, {trained_tokens:,} trained tokens", "train_packs", "trained_tokens"),
+        "pack": _first(
+            summary, "{train_packs:,} packs, {trained_tokens:,} trained tokens", "train_packs", "trained_tokens"
+        ),
         "train": _first(summary, "{steps:,} steps, {tokens:,} tokens", "steps", "tokens"),
         "export": _first(summary, "Hub directory of iteration {iteration}, {dtype}", "iteration", "dtype"),
     }

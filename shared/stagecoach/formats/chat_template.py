@@ -7,9 +7,10 @@
     <|im_start|>assistant
     Hello!<|im_end|>
 
-There is no default system message and nothing is trimmed. Every message is rendered by itself, so the text of the first n
-messages is always the beginning of the whole text. Tools follow the Hermes form, which vLLM and llama.cpp parse: signatures
-in ``<tools>`` at the end of the system message, calls in ``<tool_call>``, results in ``<tool_response>``.
+There is no default system message and nothing is trimmed. Every message is rendered by itself, so the text of the
+first n messages is always the beginning of the whole text. Tools follow the Hermes form, which vLLM and llama.cpp
+parse: signatures in ``<tools>`` at the end of the system message, calls in ``<tool_call>``, results in
+``<tool_response>``.
 """
 
 from __future__ import annotations
@@ -141,13 +142,14 @@ class ChatTemplate:
         import jinja2
 
         try:
-            return self._template.render(
+            text: str = self._template.render(
                 messages=messages,
                 tools=tools or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
+            return text
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise DataError(f"{self.origin}: the chat template refuses the conversation: {error}") from error
 
@@ -156,8 +158,8 @@ class ChatTemplate:
 def _environment() -> Any:
     """Return a sandbox with the filters, tags and globals that transformers gives to chat templates, but for one.
 
-    ``strftime_now`` stays undefined: a template that wrote today's date would give other tokens every day. Templates that
-    ask whether it is defined fall back to a fixed date.
+    ``strftime_now`` stays undefined: a template that wrote today's date would give other tokens every day. Templates
+    that ask whether it is defined fall back to a fixed date.
     """
     import jinja2
     import jinja2.ext

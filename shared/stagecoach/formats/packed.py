@@ -92,7 +92,8 @@ class PackArrays:
         tokens: Ids, int32 [T]; padding holds ``pad_id``.
         positions: Position inside the document, int32 [T]; restarts at 0 with each document.
         trained: This token is a target, predicted from the one before it, bool [T]; False in padding.
-        document_starts: First slot of each document, int32 [D]; the padding, if any, is a document of its own at the end.
+        document_starts: First slot of each document, int32 [D]; the padding, if any, is a document of its own at the
+            end.
         document_ids: Index of each document in its split, int64 [D], or [D - 1] if the last document is padding.
         num_document_tokens: Slots that hold documents; the rest is padding.
     """
@@ -156,8 +157,8 @@ class PackedSplit:
     def costs(self) -> npt.NDArray[np.float64]:
         """Work of each pack, float64 [num_packs], in tokens: attention adds the sum of squared lengths over 12 x 4,096.
 
-        That share is right for a model 4,096 wide; a narrower one spends more on attention, which changes the order of packs
-        by cost very little.
+        That share is right for a model 4,096 wide; a narrower one spends more on attention, which changes the order
+        of packs by cost very little.
         """
         return np.asarray(self.packs["num_tokens"] + self.packs["sum_squares"] / _TOKENS_SQUARED_PER_TOKEN, np.float64)
 
@@ -214,7 +215,9 @@ class PackedSplit:
         return self.trained(begin, begin + int(record["num_tokens"]))
 
     def trace(self, document: int) -> dict[str, Any]:
-        """Return where a document came from: source, file, row, the row's own id, the conversation's hash, its piece."""
+        """Return where a document came from: source, file, row, the row's own id, the conversation's hash, its
+        piece.
+        """
         record = self.documents[document]
         end = int(self.documents["id_offset"][document + 1]) if document + 1 < self.num_documents else len(self._ids)
         return {
@@ -238,7 +241,8 @@ class PackedSplit:
                 )
         if len(self._bits) != (len(self.tokens) + 7) // 8:
             raise CorruptObjectError(
-                f"{split}/trained.bits: expected one bit for each of {len(self.tokens)} tokens, got {len(self._bits)} bytes"
+                f"{split}/trained.bits: expected one bit for each of {len(self.tokens)} tokens, got"
+                f" {len(self._bits)} bytes"
             )
 
 
@@ -329,7 +333,9 @@ def pack_records(
 
 
 def plan_sha256(documents: npt.NDArray[Any], packs: npt.NDArray[Any]) -> str:
-    """Return the digest of which document lies where: equal plans train on the same packs, whatever file they are in."""
+    """Return the digest of which document lies where: equal plans train on the same packs, whatever file they are
+    in.
+    """
     digest = hashlib.sha256()
     digest.update(np.ascontiguousarray(documents[["digest", "num_tokens", "skipped_tokens"]]).tobytes())
     digest.update(np.ascontiguousarray(packs["num_documents"]).tobytes())

@@ -45,7 +45,8 @@ def tokenizer_from_sentencepiece(
         tokenizer.add_tokens([AddedToken(text, normalized=False, special=special)])
         if tokenizer.token_to_id(text) != token_id:
             raise DataError(
-                f"tokenizer.model: added token {text!r} should have id {token_id}, it would get {tokenizer.token_to_id(text)}:"
+                f"tokenizer.model: added token {text!r} should have id {token_id}, it would get"
+                f" {tokenizer.token_to_id(text)}:"
                 " the added tokens leave a gap behind the vocabulary; use the source's tokenizer.json"
             )
     return tokenizer

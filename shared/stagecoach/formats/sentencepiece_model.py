@@ -1,12 +1,13 @@
-"""Reads a SentencePiece ``tokenizer.model`` with nothing but the standard library, because the small images hold neither
-``sentencepiece`` nor ``protobuf`` and need only its pieces and a dozen settings.
+"""Reads a SentencePiece ``tokenizer.model`` with nothing but the standard library, because the small images hold
+neither ``sentencepiece`` nor ``protobuf`` and need only its pieces and a dozen settings.
 
 The file is one protobuf message (field numbers from sentencepiece_model.proto):
 
     ModelProto      1 pieces (repeated)   2 trainer_spec   3 normalizer_spec
     SentencePiece   1 piece (text)   2 score (float)   3 type (1 normal if absent)
-    TrainerSpec     3 model_type   24 treat_whitespace_as_suffix   35 byte_fallback   40 unk_id   41 bos_id   42 eos_id   43 pad_id
-    NormalizerSpec  2 precompiled_charsmap   3 add_dummy_prefix   4 remove_extra_whitespaces   5 escape_whitespaces
+    TrainerSpec     3 model_type   24 treat_whitespace_as_suffix   35 byte_fallback   40 unk_id   41 bos_id   42
+    eos_id   43 pad_id NormalizerSpec  2 precompiled_charsmap   3 add_dummy_prefix   4 remove_extra_whitespaces   5
+    escape_whitespaces
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def read_sentencepiece_model(data: bytes, origin: str) -> SentencePieceModel:
         ) from error
     if not model.pieces:
         raise DataError(
-            f"{origin}: expected a SentencePiece model, got {len(data)} bytes without a single piece; download the file again"
+            f"{origin}: expected a SentencePiece model, got {len(data)} bytes without a single piece; download"
+            " the file again"
         )
     if model.model_type not in (1, 2):
         raise DataError(

@@ -1,13 +1,13 @@
 """The tokenizer that pack, export and serving share: how it is made from a source's files, and how it is loaded.
 
-    tokenizer.json            the source's, or built from tokenizer.model; ChatML tokens added; adds BOS iff the source did
-    tokenizer_config.json     tokenizer_class PreTrainedTokenizerFast, special tokens, chat template
+    tokenizer.json            the source's, or built from tokenizer.model; ChatML tokens added; adds BOS iff the
+    source did tokenizer_config.json     tokenizer_class PreTrainedTokenizerFast, special tokens, chat template
     special_tokens_map.json   bos, eos, unk, pad once more, for older readers
     chat_template.jinja       the template, once more
     tokenizer.model           as it came, for llama.cpp
 
-All ids come from ``tokenizer.json`` through the library ``tokenizers``. The class is never ``LlamaTokenizer``, because that
-one gives other ids in other versions of transformers.
+All ids come from ``tokenizer.json`` through the library ``tokenizers``. The class is never ``LlamaTokenizer``,
+because that one gives other ids in other versions of transformers.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def build_final_tokenizer(source_dir: Path, chat_format: ChatFormat) -> dict[str
 
     Args:
         source_dir: Folder with ``tokenizer.json`` or ``tokenizer.model``, and what else the source has.
-        chat_format: ``chatml`` adds ``<|im_start|>`` and ``<|im_end|>`` where they are missing, after all other tokens, and
+        chat_format: ``chatml`` adds ``<|im_start|>`` and ``<|im_end|>`` where they are missing, after all other
+            tokens, and
             puts the shipped template in; ``tokenizer`` keeps the source's tokens and template.
 
     Raises:
@@ -72,7 +73,8 @@ def build_final_tokenizer(source_dir: Path, chat_format: ChatFormat) -> dict[str
     else:
         if source.template is None:
             raise DataError(
-                f"{source_dir}: chat_format is 'tokenizer', but neither {TOKENIZER_CONFIG} nor {CHAT_TEMPLATE} holds a chat template;"
+                f"{source_dir}: chat_format is 'tokenizer', but neither {TOKENIZER_CONFIG} nor {CHAT_TEMPLATE}"
+                " holds a chat template;"
                 " use chat_format: chatml"
             )
         eos, bos_is_added, template = source.special.eos, source.adds_bos, source.template
@@ -83,7 +85,9 @@ def build_final_tokenizer(source_dir: Path, chat_format: ChatFormat) -> dict[str
 
 
 def _choose_pad(source: TokenizerSource, eos: set[str]) -> str | None:
-    """Return the base's pad, else unk, else a reserved special token, else nothing; never a token that ends an answer."""
+    """Return the base's pad, else unk, else a reserved special token, else nothing; never a token that ends an
+    answer.
+    """
     reserved = [
         token.content for _, token in sorted(source.tokenizer.get_added_tokens_decoder().items()) if token.special
     ]
@@ -173,7 +177,9 @@ class Encoded:
 
 
 class ChatTokenizer:
-    """The final tokenizer, loaded: renders conversations with its template and encodes them with ``tokenizers`` alone."""
+    """The final tokenizer, loaded: renders conversations with its template and encodes them with ``tokenizers``
+    alone.
+    """
 
     def __init__(self, files: Mapping[str, bytes], origin: str) -> None:
         """Load the files that ``build_final_tokenizer`` made.
@@ -252,7 +258,8 @@ class ChatTokenizer:
 
         Args:
             text: The rendered text.
-            literal: Character ranges, ascending, that spell a control token but come from content; they stay plain text.
+            literal: Character ranges, ascending, that spell a control token but come from content; they stay plain
+                text.
 
         Raises:
             DataError: The tokenizer makes a control token even of plain text.
@@ -261,7 +268,8 @@ class ChatTokenizer:
             return _encoded(self._tokenizer.encode(text, add_special_tokens=False), 0)
         if not self.splits_hard:
             raise DataError(
-                f"{self.origin}: content spells a control token, and this tokenizer's control tokens swallow text around them; drop the row"
+                f"{self.origin}: content spells a control token, and this tokenizer's control tokens swallow"
+                " text around them; drop the row"
             )
         parts: list[Encoded] = []
         done = 0
@@ -300,7 +308,7 @@ class ChatTokenizer:
         encoded = _encoded(self._plain.encode(text, add_special_tokens=False), offset)
         if np.isin(encoded.ids, list(self.control_ids.values())).any() and self.control_pattern.search(text):
             raise DataError(
-                f"{self.origin}: the tokenizer makes a control token of the plain text {ascii(text[:60])}; drop the row"
+                f"{self.origin}: the tokenizer makes a control token of the plain text {text[:60]!a}; drop the row"
             )
         return encoded
 

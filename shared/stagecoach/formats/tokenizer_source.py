@@ -1,4 +1,6 @@
-"""Reads what a source's tokenizer files say: the tokenizer itself, its special tokens, whether it adds BOS, its template."""
+"""Reads what a source's tokenizer files say: the tokenizer itself, its special tokens, whether it adds BOS, its
+template.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,8 @@ def read_tokenizer_source(folder: Path) -> TokenizerSource:
     for text in special.by_name().values():
         if tokenizer.token_to_id(text) is None:
             raise DataError(
-                f"{folder}: the special token {text!r} is not in the vocabulary of {TOKENIZER_JSON}; the files do not belong together"
+                f"{folder}: the special token {text!r} is not in the vocabulary of {TOKENIZER_JSON}; the files"
+                " do not belong together"
             )
     return TokenizerSource(
         folder=folder,
@@ -126,7 +129,9 @@ def _token_text(value: Any) -> str | None:
 
 
 def _added_texts(config: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
-    """Return the tokens that a slow tokenizer's config adds behind the SentencePiece vocabulary: id -> (text, special)."""
+    """Return the tokens that a slow tokenizer's config adds behind the SentencePiece vocabulary: id -> (text,
+    special).
+    """
     decoder = config.get("added_tokens_decoder")
     found: dict[int, tuple[str, bool]] = {}
     for key, value in decoder.items() if isinstance(decoder, dict) else ():
@@ -139,7 +144,7 @@ def _added_texts(config: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
 def _special_tokens(
     config: Mapping[str, Any], special_map: Mapping[str, Any], model: SentencePieceModel | None
 ) -> SpecialTokens:
-    defaults = {"bos": None, "eos": None, "unk": None, "pad": None}
+    defaults: dict[str, str | None] = {"bos": None, "eos": None, "unk": None, "pad": None}
     if model is not None and not config and not special_map:
         defaults = {name: model.text_of(getattr(model, f"{name}_id")) for name in defaults}
     chosen: dict[str, str | None] = {}

@@ -1,4 +1,6 @@
-"""The data section of a recipe: which chat files are read, how their rows are understood, and how much of each is taken."""
+"""The data section of a recipe: which chat files are read, how their rows are understood, and how much of each is
+taken.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ RowFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion
 messages: a list of ``{role, content}`` under ``messages`` or ``conversations`` (the OpenAI form, tool calls included);
 sharegpt: a list of ``{from, value}`` under ``conversations`` or ``items``, with ``system`` and ``tools`` beside it;
 alpaca: ``instruction``, ``input``, ``output``, ``history``, ``system``; prompt_completion: ``prompt``, ``completion``;
-input_output: a list of ``{input, output}`` under ``conversation``; openorca: ``system_prompt``, ``question``, ``response``;
+input_output: a list of ``{input, output}`` under ``conversation``; openorca: ``system_prompt``, ``question``,
+``response``;
 auto: decided by the first row, confirmed on every row.
 """
 

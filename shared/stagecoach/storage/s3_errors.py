@@ -191,7 +191,8 @@ def trouble_of(error: BaseException) -> Trouble | None:
     if isinstance(getattr(error, "response", None), dict):
         return _trouble_of_answer(code_of(error), status_of(error))
     for parent in type(error).__mro__:
-        if parent.__name__ in _BY_CLASS:
+        # Python's own ConnectionError has a namesake there
+        if parent.__module__.startswith(("botocore.", "urllib3.")) and parent.__name__ in _BY_CLASS:
             return _BY_CLASS[parent.__name__]
     return None
 

@@ -61,7 +61,10 @@ class WireAnswer(Exception):
         text = body.decode("utf-8", "replace")
         code, message = (re.search(_XML_FIELD.format(name), text) for name in ("Code", "Message"))
         self.response: dict[str, Any] = {
-            "Error": {"Code": code[1] if code else str(status), "Message": html.unescape(message[1]) if message else ""},
+            "Error": {
+                "Code": code[1] if code else str(status),
+                "Message": html.unescape(message[1]) if message else "",
+            },
             "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": dict(headers)},
         }
         super().__init__(f"HTTP {status}")
@@ -76,6 +79,8 @@ class Answer:
     """Names in lower case."""
     body: bytes
     """Empty where the caller's own memory took it."""
+    is_complete: bool = True
+    """False if the rest of an overlong error text was left unread."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +133,15 @@ class S3Wire:
     _signing_key: _SigningKey = field(default_factory=_SigningKey)
     _tls: ssl.SSLContext | None = None
 
+    def __post_init__(self) -> None:
+        """Read the certificate authorities.
+
+        Raises:
+            OSError: Their file is missing or holds none.
+        """
+        if self.target.base_url.startswith("https:"):
+            self._tls = ssl.create_default_context(cafile=self.target.ca_bundle)
+
     def request(
         self,
         method: str,
@@ -137,6 +151,7 @@ class S3Wire:
         headers: Mapping[str, str] | None = None,
         body: bytes | memoryview = b"",
         into: memoryview | None = None,
+        on_head: Callable[[int, Mapping[str, str]], None] | None = None,
     ) -> Answer:
         """Send one request and return its answer.
 
@@ -147,6 +162,7 @@ class S3Wire:
             headers: Beside those that HTTP and the signature need.
             body: What to send.
             into: Memory that takes the body of the answer, which must have exactly that length.
+            on_head: Sees status and headers of a successful answer before its body is read, and may raise.
 
         Raises:
             WireAnswer: The server says no.
@@ -161,11 +177,13 @@ class S3Wire:
         location = f"{path}?{text}" if text else path
         if parts.scheme == "http" and self.target.proxy_url:
             location = f"http://{host}{location}"
-            signed.update(_proxy_login(urlsplit(self.target.proxy_url).username, urlsplit(self.target.proxy_url).password))
+            signed.update(
+                _proxy_login(urlsplit(self.target.proxy_url).username, urlsplit(self.target.proxy_url).password)
+            )
         if method != "GET":
             signed["content-length"] = str(len(body))
         head = f"{method} {location} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in signed.items()) + "\r\n"
-        return self._exchange(head.encode("latin-1"), body, into)
+        return self._exchange(head.encode("latin-1"), body, into, on_head)
 
     def close(self) -> None:
         """Close the connections that nobody uses."""
@@ -174,11 +192,20 @@ class S3Wire:
         for connection in idle:
             connection.close()
 
-    def _exchange(self, head: bytes, body: bytes | memoryview, into: memoryview | None) -> Answer:
+    def _exchange(
+        self,
+        head: bytes,
+        body: bytes | memoryview,
+        into: memoryview | None,
+        on_head: Callable[[int, Mapping[str, str]], None] | None,
+    ) -> Answer:
         while True:
             connection = self._take()
             try:
-                answer, is_reusable = _converse(connection, head, body, into, self.target.read_timeout_seconds)
+                status, headers, is_reusable = _send(connection, head, body)
+                if status < 300 and on_head is not None:
+                    on_head(status, headers)
+                answer = _receive(connection.reader, status, headers, into, self.target.read_timeout_seconds)
             except _Stale:
                 # the server had closed a kept connection; that says nothing about the request
                 connection.close()
@@ -189,7 +216,7 @@ class S3Wire:
             except BaseException:
                 connection.close()
                 raise
-            self._give_back(connection, is_reusable)
+            self._give_back(connection, is_reusable and answer.is_complete)
             if answer.status >= 300:
                 raise WireAnswer(answer.status, answer.headers, answer.body)
             return answer
@@ -228,10 +255,10 @@ class S3Wire:
             # head and body go out as two writes, which must not wait for each other's acknowledgement
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if parts.scheme == "https":
+            if self._tls is not None:
                 if first:
                     _tunnel(stream, f"{host}:{port}", first.username, first.password)
-                stream = self._tls_context().wrap_socket(stream, server_hostname=host)
+                stream = self._tls.wrap_socket(stream, server_hostname=host)
             stream.settimeout(self.target.read_timeout_seconds)
             return _Connection(stream, stream.makefile("rb", buffering=_BUFFER_BYTES))
         except ssl.SSLCertVerificationError as error:
@@ -240,12 +267,6 @@ class S3Wire:
         except (OSError, ValueError) as error:
             stream.close()
             raise WireFailure(Trouble.TRANSIENT, _reason(error)) from error
-
-    def _tls_context(self) -> ssl.SSLContext:
-        with self._lock:
-            if self._tls is None:
-                self._tls = ssl.create_default_context(cafile=self.target.ca_bundle)
-            return self._tls
 
     def _sign(
         self, method: str, host: str, path: str, query: str, headers: dict[str, str], payload: str
@@ -288,10 +309,8 @@ def crc32_header(data: bytes | memoryview) -> str:
     return base64.b64encode(binascii.crc32(data).to_bytes(4, "big")).decode()
 
 
-def _converse(
-    connection: _Connection, head: bytes, body: bytes | memoryview, into: memoryview | None, patience_seconds: float
-) -> tuple[Answer, bool]:
-    """Send a request and read its answer; also says whether the connection can be used again."""
+def _send(connection: _Connection, head: bytes, body: bytes | memoryview) -> tuple[int, dict[str, str], bool]:
+    """Send a request; return status and headers of the answer, and whether the connection can be used again."""
     sending_failed: OSError | None = None
     try:
         if len(body) <= _BUFFER_BYTES:
@@ -305,17 +324,25 @@ def _converse(
         sending_failed = error  # the server may have said why before it closed
     try:
         status, headers = _read_head(connection.reader)
+    except TimeoutError:
+        raise
     except (OSError, ValueError) as error:
-        if connection.was_used and not isinstance(error, TimeoutError) and connection.reader.closed is False:
+        if connection.was_used:
             raise _Stale from error
         raise sending_failed or error from error
     keeps = headers.get("connection", "keep-alive").lower() != "close" and sending_failed is None
-    if status >= 300:
-        if int(headers.get("content-length", "0")) > _MAX_ERROR_BYTES:
-            return Answer(status, headers, b""), False
-        return Answer(status, headers, _read_body(connection.reader, headers, None, patience_seconds)), keeps
-    data = _read_body(connection.reader, headers, into, patience_seconds)
-    return Answer(status, headers, data), keeps
+    return status, headers, keeps
+
+
+def _receive(
+    reader: BufferedReader, status: int, headers: dict[str, str], into: memoryview | None, patience_seconds: float
+) -> Answer:
+    """Read the body of an answer; that of an error never goes to ``into``."""
+    if status < 300:
+        return Answer(status, headers, _read_body(reader, headers, into, patience_seconds))
+    if int(headers.get("content-length", "0")) > _MAX_ERROR_BYTES:
+        return Answer(status, headers, b"", is_complete=False)
+    return Answer(status, headers, _read_body(reader, headers, None, patience_seconds))
 
 
 def _read_head(reader: BufferedReader) -> tuple[int, dict[str, str]]:

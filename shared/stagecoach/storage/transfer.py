@@ -45,8 +45,12 @@ class RetryPolicy:
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
     random: Callable[[], float] = field(default=random.random, repr=False)
 
-    def run(self, action: Callable[[], _T], is_transient: Callable[[Exception], bool]) -> _T:
-        """Return what ``action`` returns, trying again after errors that ``is_transient`` says may pass.
+    def run(self, action: Callable[[], _T], may_pass: Callable[[Exception, int], bool]) -> _T:
+        """Return what ``action`` returns, trying again after errors that ``may_pass``.
+
+        Args:
+            action: What may fail; called at most ``max_tries`` times.
+            may_pass: Whether the error, the n-th in a row, may be gone at the next try.
 
         Raises:
             Exception: The last error, unchanged, when tries are used up or it will not pass.
@@ -55,7 +59,7 @@ class RetryPolicy:
             try:
                 return action()
             except Exception as error:
-                if not is_transient(error):
+                if not may_pass(error, failures):
                     raise
                 self.sleep(self.pause_seconds(failures))
         return action()

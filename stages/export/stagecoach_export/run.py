@@ -7,7 +7,9 @@ Weights are read by rectangle and written one tensor at a time. Everything else 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from stagecoach.errors import DataError
 from stagecoach.formats.hf_model import (
@@ -23,7 +25,8 @@ from stagecoach.formats.hf_model import (
 from stagecoach.formats.native import MODEL_JSON, NativeModel
 from stagecoach.formats.tensor_file import TensorToWrite, write_tensor_file
 from stagecoach.outputs import Input, Output
-from stagecoach.recipe.export import ExportConfig
+from stagecoach.recipe.export import ExportConfig, push_record_key
+from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach_export.checkpoints import Chosen, choose
 from stagecoach_export.configs import generation_config, model_config, special_ids
@@ -75,6 +78,32 @@ def run(config: ExportConfig, inputs: Mapping[str, Input], output: Output, store
             "eos_token_ids": generation.get("eos_token_id", []),
         }
     )
+
+
+def finish(config: ExportConfig, exported: Input, store: ObjectStore) -> None:
+    """Push the finished export if the recipe asks for it and no record says that it was done; the export
+    stays as it is.
+
+    Args:
+        config: The recipe's export section.
+        exported: The committed export.
+        store: Gets the record of the push, beside the export.
+
+    Raises:
+        ConfigError: The repository cannot be written to.
+        UnavailableError: The Hub does not answer; a retry goes on.
+    """
+    if config.push is None:
+        return
+    record = push_record_key(exported.prefix, config.push)
+    if store.head(record) is not None:
+        return
+    from stagecoach_export.hub import push  # huggingface_hub is slow to import, and most exports are not pushed
+
+    note = f"Stagecoach: {exported.manifest.name}, iteration {exported.summary.get('iteration')}"
+    pushed = push(config.push, exported, Settings.from_environ(), note)
+    values = {**asdict(pushed), "pushed_unix_seconds": time.time()}
+    store.put_if_absent(record, write_json(values), content_type="application/json")
 
 
 def _write_weights(config: ExportConfig, chosen: Chosen, model: NativeModel, output: Output) -> None:

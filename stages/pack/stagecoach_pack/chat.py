@@ -1,7 +1,8 @@
 """Renders conversations to text and says which characters of it are trained, and which spell control tokens as content.
 
-For the shipped ChatML template the text is put together here, message by message, and compared with the template itself for
-the first conversations and every thousandth after. For any other template the spans come from rendered prefixes:
+For the shipped ChatML template the text is put together here, message by message, and compared with the template
+itself for the first conversations and every thousandth after. For any other template the spans come from rendered
+prefixes:
 
     render(messages[:k], generation prompt)     ...<user>Hi</user><assistant>
     render(messages[:k + 1])                    ...<user>Hi</user><assistant>Hello!</s>
@@ -189,14 +190,17 @@ class Renderer:
         return all(word in text for word in wanted)
 
     def _turn_by_prefixes(self, messages: list[Message], tools: list[Any] | None, full: str, index: int) -> Span:
-        """Return the characters of message ``index`` in ``full``: behind its header to behind its last control token."""
+        """Return the characters of message ``index`` in ``full``: behind its header to behind its last control
+        token.
+        """
         is_assistant = messages[index]["role"] == "assistant"
         before = self._template(messages[:index], tools, prompt=is_assistant) if index else ""
         upto = self._template(messages[: index + 1], tools)
         for text, what in ((before, "the prompt before it"), (upto, "the text up to it")):
             if not full.startswith(text):
                 raise DataError(
-                    f"{self._tokenizer.origin}: message {index + 1} ({messages[index]['role']}): {what} is not the beginning of"
+                    f"{self._tokenizer.origin}: message {index + 1} ({messages[index]['role']}): {what} is not"
+                    " the beginning of"
                     " the whole rendered conversation, so nobody can tell which tokens the model shall produce;"
                     " use chat_format: chatml"
                 )
@@ -223,7 +227,8 @@ def without_weights(messages: Sequence[Message]) -> list[Message]:
 def hermes_messages(messages: Sequence[Message], tools: Sequence[Any] | None, trained: Sequence[bool]) -> _Written:
     """Return messages that say in plain content what tools, calls and results say in fields.
 
-    Tool results become user messages, since a template that knows no tools knows no role for them; neighbours are joined.
+    Tool results become user messages, since a template that knows no tools knows no role for them; neighbours are
+    joined.
     """
     written: list[Message] = []
     chosen: list[bool] = []
@@ -256,7 +261,9 @@ def system_with_tools(system: str, tools: Sequence[Any]) -> str:
 
 
 def _chatml_contents(talk: Conversation) -> list[tuple[str | None, str]]:
-    """Return (role, text between header and end token) of each message; role None stands for tools without a system message."""
+    """Return (role, text between header and end token) of each message; role None stands for tools without a system
+    message.
+    """
     contents: list[tuple[str | None, str]] = []
     if talk.tools and not (talk.messages and talk.messages[0]["role"] == "system"):
         contents.append((None, system_with_tools("", talk.tools)))

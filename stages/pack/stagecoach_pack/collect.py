@@ -1,6 +1,7 @@
 """Reads every row of every source once, checks it, and spools it to a scratch file with its hash and origin.
 
-The whole input is known to be good before the first token is made, and memory holds about 60 bytes a row whatever its text.
+The whole input is known to be good before the first token is made, and memory holds about 60 bytes a row whatever its
+text.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class SourceCounts:
 class Spool:
     """Conversations on disk in the order they were read, with their origins in memory.
 
-    The arrays, one item a conversation: ``sources`` uint16, ``files`` uint16 (index into ``file_names``), ``rows`` uint64 (from
-    1), ``digests`` uint8 [n, 16].
+    The arrays, one item a conversation: ``sources`` uint16, ``files`` uint16 (index into ``file_names``), ``rows``
+    uint64 (from 1), ``digests`` uint8 [n, 16].
     """
 
     def __init__(self, folder: Path) -> None:
@@ -102,7 +103,8 @@ class Spool:
 
     def body_sizes(self) -> npt.NDArray[np.int64]:
         """Return the bytes of each conversation's JSON, a cheap guess of its length in tokens."""
-        return np.diff(np.frombuffer(self._body_ends, np.uint64).astype(np.int64))
+        ends = np.array(self._body_ends, np.int64)
+        return ends[1:] - ends[:-1]
 
     def conversations(self, chosen: npt.NDArray[np.int64]) -> Iterator[Conversation]:
         """Yield the conversations of these indices, which ascend."""
@@ -198,7 +200,8 @@ class _SourceCollector:
         self.counts.row_format = self._reader.row_format if self._reader else ""
         if self.counts.rows_usable == 0 and not (stop_at_bad and self.problems.total):
             raise DataError(
-                f"data source {self._source.name}: expected usable rows, got none of {self.counts.rows_read}: {self._why_empty()}"
+                f"data source {self._source.name}: expected usable rows, got none of {self.counts.rows_read}:"
+                f" {self._why_empty()}"
             )
 
     def _why_empty(self) -> str:

@@ -1,6 +1,7 @@
 """The one form that every chat row is brought into: a list of messages and a list of tools, in OpenAI's spelling.
 
-    {"role": "assistant", "content": "Let me look.", "tool_calls": [{"type": "function", "function": {"name": .., "arguments": {..}}}]}
+    {"role": "assistant", "content": "Let me look.", "tool_calls": [{"type": "function", "function": {"name": ..,
+    "arguments": {..}}}]}
 
 A plain dict of plain JSON values, because templates, hashing and the spool file all want exactly that.
 """
@@ -41,7 +42,9 @@ class Conversation:
             raise RowProblem("lone surrogate", "", "text that has a UTF-8 form", error.object[error.start]) from error
 
     def digest(self) -> bytes:
-        """Return 16 bytes that are equal for conversations with equal messages and tools; weights and ids do not count."""
+        """Return 16 bytes that are equal for conversations with equal messages and tools; weights and ids do not
+        count.
+        """
         messages = self.messages
         if any("weight" in message for message in messages):
             messages = [{key: value for key, value in message.items() if key != "weight"} for message in messages]

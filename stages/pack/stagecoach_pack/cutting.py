@@ -92,7 +92,9 @@ class Cutter:
         return pieces
 
     def _cut_behind(self, at: int, room: int, breaks: npt.NDArray[np.int64]) -> int:
-        """Return where the piece that begins at ``at`` ends: a break that leaves it at least half full, else its last slot."""
+        """Return where the piece that begins at ``at`` ends: a break that leaves it at least half full, else its last
+        slot.
+        """
         fitting = breaks[(breaks >= at + (room + 1) // 2) & (breaks <= at + room)]
         return int(fitting[-1]) if len(fitting) else at + room
 

@@ -1,4 +1,6 @@
-"""Keeps tokenised documents on scratch disk until the packing plan is known, with about 40 bytes a document in memory."""
+"""Keeps tokenised documents on scratch disk until the packing plan is known, with about 40 bytes a document in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ class DocumentStore:
         folder.mkdir(parents=True, exist_ok=True)
         self._dtype = dtype
         self._paths = (folder / "tokens.scratch", folder / "trained.scratch")
-        self._tokens, self._trained = (open(path, "wb", buffering=1 << 20) for path in self._paths)
+        self._tokens, self._trained = (
+            open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - closed by close()
+            for path in self._paths
+        )
         self._conversations, self._skipped = array("Q"), array("L")
         self._lengths, self._targets = array("L"), array("L")
         self._flags = array("H")

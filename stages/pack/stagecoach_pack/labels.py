@@ -1,10 +1,12 @@
-"""Turns rendered conversations into ids and trained bits: which token is a target, and proof that the model will see that prompt.
+r"""Turns rendered conversations into ids and trained bits: which token is a target, and proof that the model will see
+that prompt.
 
     <|im_start|> assistant \n  Hello  !  <|im_end|>  \n
          0           0      0    1    1       1       0
 
-The ids are those of the whole text. A token that begins in the header and ends in the content belongs to neither: it is left
-untrained and counted. For every trained turn the ids of the prompt, encoded alone, must be the ids that stand before it.
+The ids are those of the whole text. A token that begins in the header and ends in the content belongs to neither: it
+is left untrained and counted. For every trained turn the ids of the prompt, encoded alone, must be the ids that stand
+before it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Decides which conversations are trained on, how often, and which are held out: duplicates out, then hold out, then mix.
+"""Decides which conversations are trained on, how often, and which are held out: duplicates out, then hold out, then
+mix.
 
-Held out is decided by a hash of the messages alone, so a conversation stays on its side when data is added or reordered.
+Held out is decided by a hash of the messages alone, so a conversation stays on its side when data is added or
+reordered.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ def select(
         copies[members] = _copies(low[members], source.weight)
     if not copies.any():
         raise DataError(
-            f"data: expected conversations to train on, got none of {len(high)} ({int(held_out.sum())} are held out); lower pack.heldout_share"
+            f"data: expected conversations to train on, got none of {len(high)} ({int(held_out.sum())} are held"
+            " out); lower pack.heldout_share"
         )
     return Selection(copies, held_out, duplicate)
 
@@ -77,7 +80,8 @@ def sample_rows(members: Indices, rows: int, seed: int, name: str) -> Indices:
     """
     if rows > len(members):
         raise DataError(
-            f"data source {name}: rows: expected at most the {len(members)} conversations that are there, got {rows}; lower it or leave it out"
+            f"data source {name}: rows: expected at most the {len(members)} conversations that are there, got"
+            f" {rows}; lower it or leave it out"
         )
     drawn = np.random.RandomState(seed).choice(len(members), size=rows, replace=False)
     return np.sort(members[drawn])
@@ -106,11 +110,13 @@ def _held_out(
     candidates = np.flatnonzero(~duplicate)
     if pack.heldout_num >= len(candidates):
         raise DataError(
-            f"pack.heldout_num: expected fewer than the {len(candidates)} distinct conversations, got {pack.heldout_num}; lower it"
+            f"pack.heldout_num: expected fewer than the {len(candidates)} distinct conversations, got"
+            f" {pack.heldout_num}; lower it"
         )
     if pack.heldout_num == 0:
         return np.zeros(len(high), np.bool_)
-    return (high <= np.partition(high[candidates], pack.heldout_num - 1)[pack.heldout_num - 1]) & ~duplicate
+    last = np.partition(high[candidates], pack.heldout_num - 1)[pack.heldout_num - 1]
+    return np.asarray((high <= last) & ~duplicate, np.bool_)
 
 
 def _copies(low: npt.NDArray[np.uint64], weight: float) -> Indices:

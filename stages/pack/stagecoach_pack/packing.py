@@ -8,8 +8,8 @@
     3       [7 3]                                                       free 0 0
     2 2 1   [2 2 1 .....]     nothing fits: open one                    free 0 0 5
 
-Packs with the same free space wait on one stack; a two-level bit set finds the smallest sufficient space in two steps. A
-million documents take one to two seconds. A pack that holds ``max_documents`` leaves its stack for good.
+Packs with the same free space wait on one stack; a two-level bit set finds the smallest sufficient space in two
+steps. A million documents take one to two seconds. A pack that holds ``max_documents`` leaves its stack for good.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def plan_packs(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the order of the documents, pack after pack, and the number of documents of each pack.
 
-    Packs, and the documents inside them, come in an order drawn from ``seed``; so do documents of equal length before they
-    are packed, so that sources mix.
+    Packs, and the documents inside them, come in an order drawn from ``seed``; so do documents of equal length before
+    they are packed, so that sources mix.
 
     Args:
         lengths: Tokens of each document.

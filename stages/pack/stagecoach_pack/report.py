@@ -156,7 +156,7 @@ def _source_rows(
 def _histogram(split: Split, pack_tokens: int) -> list[dict[str, int]]:
     """Return documents by length, in bins whose borders double twice as slowly as powers of two."""
     lengths = split.documents["num_tokens"].astype(np.int64)
-    borders = sorted({int(round(pack_tokens / 2 ** (step / 2))) for step in range(_MOST_HISTOGRAM_BINS)} | {0})
+    borders = sorted({round(pack_tokens / 2 ** (step / 2)) for step in range(_MOST_HISTOGRAM_BINS)} | {0})
     counts, _ = np.histogram(lengths, bins=[border + 0.5 for border in borders])
     return [
         {"from_tokens": low + 1, "to_tokens": high, "documents": int(count)}

@@ -40,7 +40,8 @@ def report_page(report: Report) -> bytes:
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>',
         f"<h1>Packs of {escape(values['name'])}</h1>",
         f'<p class="note">{_number(values["pack_tokens"])} tokens a pack, chat format {escape(values["chat_format"])},'
-        f" trained on: {escape(values['train_on'])}, too long: {escape(values['too_long']['rule'])}, seed {values['seed']}</p>",
+        f" trained on: {escape(values['train_on'])}, too long: {escape(values['too_long']['rule'])}, seed"
+            f" {values['seed']}</p>",
         _figures(
             [
                 ("packs", _number(train["num_packs"])),
@@ -59,7 +60,8 @@ def report_page(report: Report) -> bytes:
         "<h2>Rows that do not fit</h2>",
         _bad_rows(values),
         "<h2>Ten packs</h2>",
-        '<p class="note">Each row is a pack, each block a document, coloured by its source; what is left free is outlined.</p>',
+        '<p class="note">Each row is a pack, each block a document, coloured by its source; what is left free'
+            ' is outlined.</p>',
         _packs(values["sample_packs"], [row["name"] for row in values["sources"]], values["pack_tokens"]),
         "<h2>Fill</h2>",
         _fill(values),
@@ -99,8 +101,10 @@ def _histogram(bins: Sequence[dict[str, int]]) -> str:
         left = round(index * step, 1)
         title = f"{row['from_tokens']} to {row['to_tokens']} tokens: {row['documents']} documents"
         parts.append(
-            f'<rect class="bar" x="{left + 1}" y="{height - tall}" width="{round(step - 2, 1)}" height="{tall}"><title>{title}</title></rect>'
-            f'<text x="{round(left + step / 2, 1)}" y="{height - tall - 4}" text-anchor="middle">{row["documents"]}</text>'
+            f'<rect class="bar" x="{left + 1}" y="{height - tall}" width="{round(step - 2, 1)}"'
+                f' height="{tall}"><title>{title}</title></rect>'
+            f'<text x="{round(left + step / 2, 1)}" y="{height - tall - 4}"'
+                f' text-anchor="middle">{row["documents"]}</text>'
             f'<text x="{round(left + step, 1)}" y="{height + 14}" text-anchor="end">{row["to_tokens"]}</text>'
         )
     parts.append(
@@ -194,10 +198,12 @@ def _packs(samples: Sequence[dict[str, Any]], names: Sequence[str], pack_tokens:
         at = 0
         for document in sample["documents"]:
             colour = _PACK_COLOURS[names.index(document["source"]) % len(_PACK_COLOURS)]
-            title = f"{document['file']} row {document['row']}: {document['num_tokens']} tokens, {document['num_targets']} trained"
+            title = f"{document['file']} row {document['row']}: {document['num_tokens']} tokens,"
+                f" {document['num_targets']} trained"
             left, wide = 120 + at * scale, max(document["num_tokens"] * scale - 0.6, 0.3)
             parts.append(
-                f'<rect x="{left:.1f}" y="{top}" width="{wide:.1f}" height="20" fill="{colour}"><title>{escape(title)}</title></rect>'
+                f'<rect x="{left:.1f}" y="{top}" width="{wide:.1f}" height="20"'
+                    f' fill="{colour}"><title>{escape(title)}</title></rect>'
             )
             at += document["num_tokens"]
     parts.append("</svg>")

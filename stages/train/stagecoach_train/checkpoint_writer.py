@@ -105,6 +105,7 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._report: SaveReport | None = None
+        self._fenced: str | None = None
         scratch.mkdir(parents=True, exist_ok=True)
 
     def save(self, pieces: Iterable[StatePiece], state: TrainState) -> None:
@@ -123,6 +124,11 @@ class CheckpointWriter:
         )
         self._thread.daemon = True
         self._thread.start()
+
+    @property
+    def fenced(self) -> str | None:
+        """Why this attempt may no longer write, once it may not; the ranks have to agree on it before they stop."""
+        return self._fenced
 
     @property
     def busy(self) -> bool:
@@ -163,13 +169,15 @@ class CheckpointWriter:
             else:
                 (refusal,) = self._ranks.hear([self._key(step, "committed")], timeout_seconds=COMMIT_TIMEOUT_SECONDS)
                 if refusal:
-                    raise InterruptedWithProgress(refusal)
+                    self._fenced = refusal
+                    return
             self._report = SaveReport(step, size_bytes, stall, time.monotonic() - started)
             self._retain(step, state)
+        except InterruptedWithProgress as error:
+            self._fenced = str(error)
+            self._ranks.say(self._key(step, "committed"), str(error))
         except BaseException as error:
             self._error = error
-            if self._ranks.leads and isinstance(error, InterruptedWithProgress):
-                self._ranks.say(self._key(step, "committed"), str(error))
 
     def _key(self, step: int, what: str | int) -> str:
         return f"checkpoint/{step}/{what}"

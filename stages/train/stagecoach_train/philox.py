@@ -35,7 +35,7 @@ def random_bits(seed: int, update: int, tensor: int, elements: torch.Tensor) -> 
         >>> hex(int(random_bits(0, 0, 0, torch.zeros(1, dtype=torch.int64))[0]))
         '0x6627e8d5'
     """
-    c0, c1 = elements & _LOW_32, elements >> 32
+    c0, c1 = elements & _LOW_32, elements >> 32 & _LOW_32
     c2, c3 = torch.full_like(c0, update & _LOW_32), torch.full_like(c0, tensor & _LOW_32)
     key_0, key_1 = seed & _LOW_32, seed >> 32 & _LOW_32
     for _ in range(10):

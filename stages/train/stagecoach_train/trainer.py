@@ -119,8 +119,7 @@ class Trainer:
                 self._after_step()
             if self._unsaved:
                 self._save()
-            parts.writer.wait()
-            self._report_saved()
+            self._wait_for_commit()
         except _LeaveEarly as leaving:
             self._leave(str(leaving))
         except BaseException:
@@ -161,9 +160,23 @@ class Trainer:
         """Leave if any rank was asked to stop; the safe point between two pieces of work. A collective."""
         parts = self._parts
         self._report_saved()
-        (stopping,) = parts.ranks.largest([float(parts.stop.reason is not None)])
+        fenced, stopping = parts.ranks.largest([parts.writer.fenced is not None, parts.stop.reason is not None])
+        if fenced:
+            self._refuse_fenced()
         if stopping:
             raise _LeaveEarly(parts.stop.reason or "another rank was asked to stop")
+
+    def _wait_for_commit(self) -> None:
+        """Wait until the last checkpoint is committed, or refused; a collective."""
+        self._parts.writer.wait()
+        self._report_saved()
+        (fenced,) = self._parts.ranks.largest([self._parts.writer.fenced is not None])
+        if fenced:
+            self._refuse_fenced()
+
+    def _refuse_fenced(self) -> None:
+        self._close_metrics_quietly()
+        raise InterruptedWithProgress(self._parts.writer.fenced or "train: another attempt has taken over")
 
     def _step(self) -> None:
         parts, state = self._parts, self._state
@@ -266,8 +279,7 @@ class Trainer:
             _log.info("stopping after step %d of %d: %s", state.step, self._num_steps, reason)
         if self._unsaved:
             self._save()
-        parts.writer.wait()
-        self._report_saved()
+        self._wait_for_commit()
         if parts.metrics is not None:
             parts.metrics.close()
         raise InterruptedWithProgress(

@@ -24,7 +24,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
 from stagecoach.contract import exit_code_of
-from stagecoach.errors import AcceleratorError, StagecoachError
+from stagecoach.errors import AcceleratorError, InterruptedWithProgress, StagecoachError
 from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
@@ -136,7 +136,10 @@ def train_rank(job: Job, place: Place, stop: StopRequest, store: ObjectStore) ->
         job = _agree_on_job(job, place, ranks, store)
         if job.assignment is not None and job.assignment.attempt:
             assemble(job, store, ranks, device, stop).run()
-        ranks.largest([0.0])
+        ranks.largest([0.0])  # rank 0 holds the store of texts: it leaves last
+    except InterruptedWithProgress:
+        ranks.largest([0.0])  # all ranks agreed to stop, so all come here
+        raise
     finally:
         stop.expendable = False
     if place.size > 1:

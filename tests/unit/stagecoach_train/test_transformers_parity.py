@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hub_models import MODELS, engine_of, hub_gradients, hub_model, native_of
+from tests.unit.stagecoach_train.hub_models import MODELS, engine_of, hub_gradients, hub_model, native_of
 
 from stagecoach_train.batch import Document, MicroBatchShape, micro_batch_of_documents
 

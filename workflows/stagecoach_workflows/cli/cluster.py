@@ -85,7 +85,9 @@ def logs(
     }
     if not found:
         what = f"task {task}" if task else "any task"
-        raise MissingInputError(f"run {run}: expected a pod of {what}, found none; the pods of finished tasks are deleted")
+        raise MissingInputError(
+            f"run {run}: expected a pod of {what}, found none; the pods of finished tasks are deleted"
+        )
     for one, pod in found.items():
         for line in cluster.logs(pod, follow=follow, tail_lines=tail):
             typer.echo(f"{one}: {line}" if len(found) > 1 else line)

@@ -117,7 +117,11 @@ class LocalRun:
             return LocalLauncher()
         folders = [
             Path(source.path).expanduser().absolute()
-            for source in (self.recipe.model.source, self.recipe.model.tokenizer, *(s.source for s in self.recipe.data.sources))
+            for source in (
+                self.recipe.model.source,
+                self.recipe.model.tokenizer,
+                *(s.source for s in self.recipe.data.sources),
+            )
             if source is not None and source.kind == "directory"
         ]
         return DockerLauncher(self.store.url, gpus=self.recipe.train.gpus, folders=tuple(folders))
@@ -150,4 +154,6 @@ def _explain(outcome: Outcome, folder: Path) -> None:
         sys.stderr.write(f"{outcome.message}\n")
         return
     log = folder / "logs" / f"{outcome.failed_task}.log"
-    sys.stderr.write(f"{outcome.failed_task} failed with exit code {outcome.exit_code}: {outcome.message}\nlog: {log}\n")
+    sys.stderr.write(
+        f"{outcome.failed_task} failed with exit code {outcome.exit_code}: {outcome.message}\nlog: {log}\n"
+    )

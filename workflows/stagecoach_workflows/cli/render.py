@@ -26,7 +26,9 @@ def render(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here, not to standard output.")
     ] = None,
-    alias: Annotated[bool, typer.Option("--alias", help="Add the same template under its name without digest.")] = False,
+    alias: Annotated[
+        bool, typer.Option("--alias", help="Add the same template under its name without digest.")
+    ] = False,
     cron: Annotated[
         list[str] | None,
         typer.Option("--cron", metavar="SCHEDULE", help="Add the alias and a CronWorkflow (UTC).", show_default=False),

@@ -35,7 +35,9 @@ def show_results(console: Console, store: ObjectStore, plan: Plan, recipe: Recip
     table.add_column("")
     for result in found:
         time_text = f"{result.seconds:.1f} s" if result.ran else f"({result.seconds:.1f} s)"
-        table.add_row(result.task, result.made, human_bytes(result.size_bytes), time_text, "" if result.ran else "was there")
+        table.add_row(
+            result.task, result.made, human_bytes(result.size_bytes), time_text, "" if result.ran else "was there"
+        )
     console.print()
     console.print(table)
     named = [f"{label} {value:.4f}" for label, value in losses(found).items()]

@@ -45,7 +45,9 @@ def run(
     if runner == "argo":
         from stagecoach_workflows.cli.cluster import submit
 
-        return submit(recipe, settings=settings, store=store, run_id=run_id, deployment=deployment, images=images, wait=True)
+        return submit(
+            recipe, settings=settings, store=store, run_id=run_id, deployment=deployment, images=images, wait=True
+        )
     from stagecoach_workflows.cli.local_run import LocalRun
 
     local = LocalRun.of(recipe, settings or (), runner=runner, store_url=store, run_id=run_id, work=work)

@@ -114,4 +114,3 @@ def _table(state: WorkflowState) -> Table:
 def _remark(node: NodeState) -> str:
     parts = [f"attempt {node.attempts}"] if node.attempts > 1 else []
     return "; ".join([*parts, node.message] if node.message and node.phase != "Skipped" else parts)
-

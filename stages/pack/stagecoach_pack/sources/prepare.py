@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from stagecoach.recipe.data import DataSource
@@ -82,7 +83,7 @@ def _repair_sharegpt(row: dict[str, Any]) -> dict[str, Any]:
 def _no_two_in_a_row(role: str) -> Filter:
     def alternates(talk: Conversation) -> bool:
         roles = [message["role"] for message in talk.messages]
-        return (role, role) not in zip(roles, roles[1:], strict=False)
+        return (role, role) not in pairwise(roles)
 
     return alternates
 
@@ -102,11 +103,13 @@ _SHAREGPT_FILTERS: tuple[tuple[str, Filter], ...] = (
 
 
 def _turn_pairs(talk: Conversation) -> list[tuple[str, str]]:
-    """Return (assistant text, following user text) for the trajectory behind the task's statement; the last answer has none."""
+    """Return (assistant text, following user text) for the trajectory behind the task's statement; the last answer
+    has none.
+    """
     messages = [message for message in talk.messages if message["role"] != "system"]
     return [
         (first["content"], second["content"])
-        for first, second in zip(messages, messages[1:], strict=False)
+        for first, second in pairwise(messages)
         if first["role"] == "assistant" and second["role"] == "user"
     ]
 
@@ -120,7 +123,8 @@ def _some_working_execution(talk: Conversation) -> bool:
     """Keep a trajectory unless each of its steps proposed a solution or executed code that failed."""
     pairs = _turn_pairs(talk)
     return not pairs or any(
-        "<solution>" not in action and not (_EXECUTE.search(action) and _FAILED_EXECUTION.search(observation))
+        "<solution>" not in action
+        and (_EXECUTE.search(action) is None or _FAILED_EXECUTION.search(observation) is None)
         for action, observation in pairs
     )
 

@@ -1,7 +1,7 @@
 """Reads rows from chat files: JSON lines, a JSON array or parquet, each also inside gzip or zstd.
 
-A row that cannot be decoded is handed out as the problem it is; a file that cannot be read to its end is an error, because
-nobody knows what was behind the damage.
+A row that cannot be decoded is handed out as the problem it is; a file that cannot be read to its end is an error,
+because nobody knows what was behind the damage.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def read_rows(file: DataFile) -> Iterator[Row]:
     except (EOFError, gzip.BadGzipFile, zlib.error, _BadZstd) as error:
         what = {".gz": "gzip", ".zst": "zstd"}.get(compression, "file")
         raise DataError(
-            f"{file.name}: expected a whole {what} file, got a cut or damaged one ({str(error)[:120]}); download it again"
+            f"{file.name}: expected a whole {what} file, got a cut or damaged one ({str(error)[:120]});"
+            " download it again"
         ) from error
 
 
@@ -229,7 +230,8 @@ class _Window:
             added = self._decode.decode(data, final=self._at_end)
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{self._file.name}: expected UTF-8 text, got the byte {error.object[error.start]:#04x}; convert the file"
+                f"{self._file.name}: expected UTF-8 text, got the byte {error.object[error.start]:#04x};"
+                " convert the file"
             ) from error
         self._text = self._text[self.position :] + added
         self.position = 0
@@ -250,7 +252,8 @@ class _Window:
         found = self.next()
         if found != wanted:
             raise DataError(
-                f"{self._file.name}: expected {wanted!r} between the items of a JSON array, got {found or 'the end of the file'}; the file is cut or damaged"
+                f"{self._file.name}: expected {wanted!r} between the items of a JSON array, got"
+                f" {found or 'the end of the file'}; the file is cut or damaged"
             )
         self.position += 1
 
@@ -281,18 +284,19 @@ class _Window:
     def _damaged(self, number: int, error: Exception) -> DataError:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
         return DataError(
-            f"{self._file.name}: row {number}: expected a JSON value of at most {MAX_ROW_BYTES} bytes, got {reason}; rows behind it cannot be found"
+            f"{self._file.name}: row {number}: expected a JSON value of at most {MAX_ROW_BYTES} bytes, got"
+            f" {reason}; rows behind it cannot be found"
         )
 
 
 def _parquet_rows(file: DataFile, compression: str) -> Iterator[Row]:
-    import pyarrow as arrow
+    import pyarrow as pa
     import pyarrow.parquet as parquet
 
     source: Any = file.path
     if compression:
         with open(file.path, "rb") as raw:
-            source = arrow.BufferReader(_decompressed(raw, compression).read())
+            source = pa.BufferReader(_decompressed(raw, compression).read())
     number = 0
     try:
         with parquet.ParquetFile(source) as table:
@@ -300,11 +304,13 @@ def _parquet_rows(file: DataFile, compression: str) -> Iterator[Row]:
                 for value in cast(Iterable[Any], batch.to_pylist()):
                     number += 1
                     yield number, value
-    except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{file.name}: expected a parquet file, got one that fails behind row {number} ({str(error)[:160]}); download it again"
+            f"{file.name}: expected a parquet file, got one that fails behind row {number}"
+            f" ({str(error)[:160]}); download it again"
         ) from error
     if number == 0:
         raise DataError(
-            f"{file.name}: expected at least one row, got an empty parquet file; take it out of the source or download it again"
+            f"{file.name}: expected at least one row, got an empty parquet file; take it out of the source or"
+            " download it again"
         )

@@ -1,4 +1,6 @@
-"""JSON as the standard defines it: no NaN, no duplicate keys, no endless nesting; each of them is an error with a reason."""
+"""JSON as the standard defines it: no NaN, no duplicate keys, no endless nesting; each of them is an error with a
+reason.
+"""
 
 from __future__ import annotations
 

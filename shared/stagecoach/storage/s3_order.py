@@ -1,0 +1,59 @@
+"""Puts listings of servers that walk folders (SeaweedFS) into the order that S3 promises, that of the keys' bytes.
+
+Such a server lists what is below ``a/`` right after ``a``. In the order of bytes ``a-b`` and ``a.b`` come before ``a/c``,
+because ``-`` and ``.`` are smaller than ``/``:
+
+    folder by folder   a   a/c   a/d   a-b   a.b   a0
+    by bytes           a   a-b   a.b   a/c   a/d   a0
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from stagecoach.storage.base import ObjectInfo, utf8_order
+
+_SMALLER_THAN_SLASH = re.compile(r"[ -.]")
+
+
+def by_bytes(infos: Iterable[ObjectInfo], prefix: str) -> Iterator[ObjectInfo]:
+    """Yield a listing of ``prefix`` in the order of bytes, whichever of the two orders it comes in.
+
+    Holds back one subtree of the listed folder at a time, until the listing has come past all that could precede it.
+    """
+    start = prefix.rfind("/") + 1
+    held: list[ObjectInfo] = []
+    held_name = ""
+    for info in infos:
+        name, slash, _ = info.key[start:].partition("/")
+        may_precede_held = name.startswith(held_name) and _SMALLER_THAN_SLASH.match(name, len(held_name))
+        if held and name != held_name and not may_precede_held:
+            yield from _sorted(held)
+            held = []
+        if held or slash:
+            if not held:
+                held_name = name
+            held.append(info)
+        else:
+            yield info
+    yield from _sorted(held)
+
+
+def start_for_both_orders(start_after: str) -> str:
+    """Return a key that in both orders precedes every key which is greater by bytes than ``start_after``.
+
+    That is ``start_after`` up to the first character within a name that is smaller than a slash: from ``runs/a-b`` on,
+    a server that walks folders has already listed ``runs/a/c``, from ``runs/a`` on it has not.
+    """
+    position = 0
+    for name in start_after.split("/"):
+        smaller = _SMALLER_THAN_SLASH.search(name, 1)
+        if smaller:
+            return start_after[: position + smaller.start()]
+        position += len(name) + 1
+    return start_after
+
+
+def _sorted(infos: list[ObjectInfo]) -> list[ObjectInfo]:
+    return sorted(infos, key=lambda info: utf8_order(info.key))
