@@ -9,8 +9,9 @@ Two GPUs, the whole model, data parallel / tensor parallel:
     torchrun --nproc-per-node 2 benchmarks/train_step.py --dp 2 --pack-tokens 8192 --accumulate 4 --recompute selective
     torchrun --nproc-per-node 2 benchmarks/train_step.py --tp 2 --pack-tokens 16384 --accumulate 4 --recompute selective
 
-Documents follow the study's length distribution (log-normal, mean about 1,000), half of the targets are trained, every step
-has other documents. MFU = (6 N_mm + 6 L d S) tokens/s / peak, S = sum(l^2) / sum(l) over documents, head counted on all tokens.
+Documents follow the study's length distribution (log-normal, mean about 1,000), half of the targets are trained,
+every step has other documents. MFU = (6 N_mm + 6 L d S) tokens/s / peak, S = sum(l^2) / sum(l) over documents,
+head counted on all tokens.
 """
 
 from __future__ import annotations
@@ -37,9 +38,15 @@ PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}
 
 def mistral(layers: int, *, small: bool) -> ModelSpec:
     """Mistral-7B's shapes with fewer layers, or a toy of the same form for rehearsals."""
-    dims: dict[str, Any] = dict(hidden_size=4096, intermediate_size=14336, num_heads=32, num_kv_heads=8, head_dim=128)
+    dims: dict[str, Any] = {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_heads": 32,
+        "num_kv_heads": 8,
+        "head_dim": 128,
+    }
     if small:
-        dims = dict(hidden_size=64, intermediate_size=192, num_heads=4, num_kv_heads=2, head_dim=16)
+        dims = {"hidden_size": 64, "intermediate_size": 192, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16}
     vocab_size = 500 if small else 32_002
     return ModelSpec(
         family="mistral", num_layers=layers, vocab_size=vocab_size, norm_eps=1e-5, rope_theta=10_000.0, **dims

@@ -203,11 +203,19 @@ class Pipeline:
         return self._commit(output)
 
     def export(
-        self, trained: Input, native: Input, tokenizer: Input, prefix: str = "exports/m-1/", **config: Any
+        self,
+        trained: Input,
+        native: Input,
+        tokenizer: Input,
+        prefix: str = "exports/m-1/",
+        packed: Input | None = None,
+        **config: Any,
     ) -> Input:
         """Run the export stage."""
         output = Output(self.store, prefix, self.scratch / "out")
         inputs = {"trained": trained, "native": native, "tokenizer": tokenizer}
+        if packed is not None:
+            inputs["packed"] = packed
         export(ExportConfig(**config), inputs, output, self.store)
         return self._commit(output)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import multiprocessing
 import queue
 import traceback
@@ -33,7 +33,9 @@ def run_ranks(
     results: Any = context.Queue()
     store = folder / "rendezvous"
     processes = [
-        context.Process(target=_rank_main, args=(rank, world_size, str(store), results, function, arguments), daemon=True)
+        context.Process(
+            target=_rank_main, args=(rank, world_size, str(store), results, function, arguments), daemon=True
+        )
         for rank in range(world_size)
     ]
     for process in processes:
@@ -67,7 +69,7 @@ def _rank_main(
             init_method=f"file://{store}",
             rank=rank,
             world_size=world_size,
-            timeout=datetime.timedelta(seconds=120),
+            timeout=dt.timedelta(seconds=120),
         )
         results.put((rank, function(*arguments), None))
         dist.barrier()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from stagecoach.parallel.topology import Topology
 from stagecoach.recipe.train import TrainConfig
 from stagecoach_train.batch import Document, MicroBatch, MicroBatchShape, micro_batch_of_documents
 from stagecoach_train.engine import Engine
-from stagecoach_train.results import Range, StatePiece
+from stagecoach_train.results import Range, ReadWeight, StatePiece
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -26,19 +26,19 @@ MICRO_BATCHES_A_STEP = 8
 
 def tiny_spec(**changes: Any) -> ModelSpec:
     """Five layers (uneven over 2 and 4 stages), 4 heads in 4 groups, a window shorter than the longest document."""
-    dims: dict[str, Any] = dict(
-        family="mistral",
-        num_layers=5,
-        hidden_size=32,
-        intermediate_size=64,
-        num_heads=8,
-        num_kv_heads=4,
-        head_dim=8,
-        vocab_size=VOCAB_SIZE,
-        norm_eps=1e-5,
-        rope_theta=10_000.0,
-        sliding_window=16,
-    )
+    dims: dict[str, Any] = {
+        "family": "mistral",
+        "num_layers": 5,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_heads": 8,
+        "num_kv_heads": 4,
+        "head_dim": 8,
+        "vocab_size": VOCAB_SIZE,
+        "norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "sliding_window": 16,
+    }
     return ModelSpec(**(dims | changes))
 
 
@@ -52,7 +52,7 @@ def initial_weights(spec: ModelSpec, seed: int = 0) -> Arrays:
     return weights
 
 
-def reader(weights: Arrays) -> Callable[[str, Range, Range | None], npt.NDArray[Any]]:
+def reader(weights: Arrays) -> ReadWeight:
     """Return the function that `Engine.load_weights` takes."""
 
     def read(name: str, rows: Range, cols: Range | None) -> npt.NDArray[Any]:
@@ -63,13 +63,13 @@ def reader(weights: Arrays) -> Callable[[str, Range, Range | None], npt.NDArray[
 
 
 def micro_batch(seed: int) -> MicroBatch:
-    """Documents that count upwards in steps of 3, half of their tokens trained; every fifth micro-batch has no target."""
+    """Documents that count upwards in steps of 3, half of them trained; every fifth micro-batch has no target."""
     rng = np.random.default_rng(seed)
     documents: list[Document] = []
     free = SHAPE.num_tokens
     while free > 45 and len(documents) < SHAPE.num_documents - 1:
         length = int(rng.integers(1, 41))
-        tokens = (int(rng.integers(0, 30)) + 3 * np.arange(length)) % VOCAB_SIZE
+        tokens = (3 * int(rng.integers(0, 5)) + 3 * np.arange(length)) % VOCAB_SIZE
         documents.append(Document(tokens, (rng.random(length) < 0.5) & (seed % 5 != 4)))
         free -= length
     return micro_batch_of_documents(documents, SHAPE)
@@ -78,7 +78,7 @@ def micro_batch(seed: int) -> MicroBatch:
 def train(
     spec: ModelSpec, config: TrainConfig, *, steps: int = 10, lr: float = 1e-3, empty_tail: bool = True
 ) -> tuple[list[float], list[StatePiece], list[float]]:
-    """Train on this rank's share of the same global batches; returns losses a target, state pieces and gradient norms."""
+    """Train on this rank's share of the same global batches; returns losses, state pieces and gradient norms."""
     torch.set_num_threads(1)
     layout = config.layout
     topology = Topology(layout.data_parallel, layout.tensor_parallel, layout.pipeline_parallel)
@@ -130,5 +130,3 @@ def config_of(compute_dtype: str = "fp64", **layout: Any) -> TrainConfig:
     return TrainConfig.model_validate(
         {"steps": 10, "lr": 1e-3, "weight_decay": 0.1, "compute_dtype": compute_dtype, "layout": layout}
     )
-
-

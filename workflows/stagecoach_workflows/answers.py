@@ -2,8 +2,9 @@
 
     python -m stagecoach_workflows.answers --store URL --run ID --number 10
 
-Prompts are drawn by the run id from the packed training conversations: everything up to an answer goes in, and the greedy
-continuation is compared with the answer, token by token. It runs as a process of its own, as any user of the export would.
+Prompts are drawn by the run id from the packed training conversations: everything up to an answer goes in, and the
+greedy continuation is compared with the answer, token by token. It runs as a process of its own, as any user of the
+export would.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +87,7 @@ def questions_of_pack(pack: Any) -> list[Question]:
     """
     bounds = [*(int(start) for start in pack.document_starts), int(pack.num_document_tokens)]
     questions = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in pairwise(bounds):
         tokens = [int(token) for token in pack.tokens[start:end]]
         trained = [bool(bit) for bit in pack.trained[start:end]]
         position = 0

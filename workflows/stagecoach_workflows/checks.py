@@ -76,7 +76,7 @@ def model_spec(model: DownloadModelConfig, settings: Settings, list_hub: HubList
 
 def _sources(recipe: Recipe, settings: Settings, list_hub: HubLister) -> tuple[str, Any]:
     configs = task_configs(recipe, settings, list_hub)
-    files = [file for name, config in configs.items() if name.startswith("download-") for file in config.files]  # type: ignore[attr-defined]
+    files = [file for config in configs.values() for file in getattr(config, "files", ())]
     gigabytes = sum(file.size_bytes for file in files) / 1e9
     return f"sources: {len(files)} files, {gigabytes:.2f} GB", configs
 
@@ -98,13 +98,10 @@ def _store(store: ObjectStore, tasks: Mapping[str, Candidate], recipe: Recipe) -
 
 
 def _workflow(recipe: Recipe, deployment: Deployment) -> tuple[str, None]:
-    document = template_document(recipe, deployment)
+    name = template_document(recipe, deployment)["metadata"]["name"]
     asked = task_policy("train", Shape.of(recipe), deployment.model_gib).resources
     gpus = f", {asked.gpus} GPUs" if asked.gpus else ""
-    return (
-        f"workflow: {document['metadata']['name']}; train asks for {asked.cpu:g} cores, {asked.memory_gib:g} GiB{gpus} a node",
-        None,
-    )
+    return f"workflow: {name}; train asks each node for {asked.cpu:g} cores, {asked.memory_gib:g} GiB{gpus}", None
 
 
 def _seed_spec(seed: SeedSource) -> ModelSpec:

@@ -1,7 +1,8 @@
 """What one run has to do: every task's config, content key and output, and whether it must run.
 
 The keys come first, from the recipe and the identities of its sources alone. Then the store is asked, from ``export``
-backwards: a task runs only if its output (or a wanted effect: a push, a release) is missing and something missing needs it.
+backwards: a task runs only if its output (or a wanted effect: a push, a release) is missing and something missing needs
+it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from stagecoach.keys import canonical_json, content_key
 from stagecoach.paths import manifest_key, output_prefix
 from stagecoach.plan_file import TaskPlan
 from stagecoach.recipe.base import Section
-from stagecoach.recipe.export import PushConfig
+from stagecoach.recipe.export import push_record_key
 from stagecoach.recipe.recipe import Recipe
 from stagecoach.recipe.tasks import PackTaskConfig
 from stagecoach.recipe.train import TrainConfig
@@ -105,12 +106,6 @@ def decide(store: ObjectStore, tasks: Mapping[str, Candidate], recipe: Recipe) -
                 wanted_by.setdefault(other, task)
         plans[task] = _task_plan(candidate, run=missing, reason=reason)
     return {task: plans[task] for task in tasks}
-
-
-def push_record_key(output: str, push: PushConfig) -> str:
-    """Return the key of the record that this export has been pushed to that repository and branch."""
-    digest = hashlib.sha256(canonical_json([push.repo, push.branch]).encode("ascii")).hexdigest()
-    return f"{output}pushed/{digest[:20]}.json"
 
 
 def _missing(store: ObjectStore, candidate: Candidate, wanted_by: str) -> tuple[bool, str]:

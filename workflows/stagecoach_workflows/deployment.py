@@ -1,7 +1,7 @@
 """What a cluster decides and a recipe does not: images, accounts, names of secrets, where GPUs are, size of the model.
 
-Nothing here enters a content key. ``stagecoach render`` and ``submit`` read it from a YAML file; the chart's values have
-the same names.
+Nothing here enters a content key. ``stagecoach render`` and ``submit`` read it from a YAML file; the chart's values
+have the same names.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Deployment(_Part):
     tag: str = "0.1.0"
     """Tag of images without a digest."""
     images: dict[str, str] = Field(default_factory=dict)
-    """Image of a stage, or of ``pipeline``: a digest (``sha256:..``) or a whole reference. ``images.lock.json`` has them."""
+    """Image of a stage, or of ``pipeline``: a digest (``sha256:..``) or a whole reference; ``--images`` fills it."""
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     """When images are fetched."""
     image_pull_secrets: tuple[str, ...] = ()
@@ -72,11 +72,11 @@ class Deployment(_Part):
     store_secret: str = "stagecoach-store"
     """Secret whose keys become environment variables of every task (AWS_ACCESS_KEY_ID ..); may be absent."""
     store_config: str = "stagecoach-store"
-    """ConfigMap whose keys become environment variables of every task (STAGECOACH_S3_ENDPOINT_URL ..); may be absent."""
+    """ConfigMap whose keys become environment variables too (STAGECOACH_S3_ENDPOINT_URL ..); may be absent."""
     hub_secret: str = "stagecoach-hub"
     """Secret with HF_TOKEN for plan, download and export; may be absent."""
     notify_secret: str = "stagecoach-notify"
-    """Secret with the addresses that the exit hook tells (``stagecoach_workflows.notify`` lists its keys); may be absent."""
+    """Secret with the addresses that the exit hook tells; ``notify.py`` lists its keys; may be absent."""
     notify: bool = True
     """Run the exit hook; it costs a small pod at the end of each run."""
     artifact_repository: str | None = "stagecoach-artifacts"

@@ -47,7 +47,7 @@ class DockerLauncher:
         """Keep what the containers need of this machine.
 
         Args:
-            store_url: A directory store is mounted at its own path; for any other the containers use the host's network.
+            store_url: A directory store is mounted at its own path; any other is reached by the host's network.
             gpus: GPUs for train.
             folders: Further folders, such as a directory source's, mounted read-only at their own paths.
             extra_environ: Set in every container.

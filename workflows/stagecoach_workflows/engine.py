@@ -1,7 +1,7 @@
 """Executes a workflow's graph on one machine: what Argo's controller does, for subprocesses.
 
 Tasks start as soon as what they wait for has ended well or was skipped, side by side; ``when`` decides run or skip; an
-attempt that ends with a retryable exit code is made again after its backoff; after the first failure nothing new starts.
+attempt that ends with a retryable exit code is made again after its backoff; after a failure nothing new starts.
 One thread polls the processes, so there is no race to think about.
 """
 

@@ -1,7 +1,7 @@
 """Reads a built workflow, so that a runner on one machine executes the same graph that Argo would.
 
-Every field is on one of three lists: executed here, without meaning here, or (all others) refused by name. So a new field in
-``pipeline.py`` cannot be ignored in silence.
+Every field is on one of three lists: executed here, without meaning here, or (all others) refused by name. So a new
+field in ``pipeline.py`` cannot be ignored in silence.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ WITHOUT_MEANING: Mapping[str, frozenset[str]] = {
             "synchronization",
             "affinity",
             "tolerations",
+            "serviceAccountName",
+            "automountServiceAccountToken",
         }
     ),
     "container": frozenset({"envFrom", "imagePullPolicy", "resources", "securityContext", "terminationMessagePolicy"}),
@@ -238,7 +240,7 @@ def _retry(strategy: Mapping[str, Any], where: str) -> Retry:
     _check("retry", strategy, f"{where}: retryStrategy")
     if strategy.get("expression") != RETRY_EXPRESSION or strategy.get("retryPolicy") != "Always":
         raise ConfigError(
-            f"{where}: retryStrategy: expected the generated expression with policy Always; another rule cannot be executed"
+            f"{where}: retryStrategy: expected the generated expression with policy Always; no other can be executed"
         )
     backoff = strategy.get("backoff", {})
     _check("backoff", backoff, f"{where}: retryStrategy.backoff")

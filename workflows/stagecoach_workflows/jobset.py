@@ -16,11 +16,13 @@ from stagecoach_workflows.pod import (
     SCRATCH_PATH,
     container_security,
     environment_sources,
+    gib,
     node_affinity,
     pod_security,
+    resources,
     tolerations,
 )
-from stagecoach_workflows.policy import GPU_RESOURCE, RETRY_EXIT_CODES, Shape, TaskPolicy
+from stagecoach_workflows.policy import RETRY_EXIT_CODES, Shape, TaskPolicy
 
 _PORT = 29500
 _NAME = "train-{{inputs.parameters.key}}"
@@ -74,8 +76,6 @@ def _pod(
     shape: Shape, deployment: Deployment, policy: TaskPolicy, command: list[str], args: list[str]
 ) -> dict[str, Any]:
     asked = policy.resources
-    memory, disk = f"{asked.memory_gib:g}Gi", f"{asked.scratch_gib + 1:g}Gi"
-    gpus = {GPU_RESOURCE: str(asked.gpus)} if asked.gpus else {}
     container = {
         "name": "main",
         "image": deployment.image("train"),
@@ -89,10 +89,7 @@ def _pod(
         ],
         "envFrom": environment_sources(deployment, "train", "train"),
         "ports": [{"containerPort": _PORT}],
-        "resources": {
-            "requests": {"cpu": f"{asked.cpu:g}", "memory": memory, "ephemeral-storage": disk, **gpus},
-            "limits": {"memory": memory, "ephemeral-storage": disk, **gpus},
-        },
+        "resources": resources(policy),
         "securityContext": container_security(),
         "volumeMounts": [
             {"name": "scratch", "mountPath": SCRATCH_PATH},
@@ -111,9 +108,9 @@ def _pod(
         "imagePullSecrets": [{"name": secret} for secret in deployment.image_pull_secrets],
         "containers": [container],
         "volumes": [
-            {"name": "scratch", "emptyDir": {"sizeLimit": f"{asked.scratch_gib:g}Gi"}},
+            {"name": "scratch", "emptyDir": {"sizeLimit": gib(asked.scratch_gib)}},
             {"name": "artifacts", "emptyDir": {"sizeLimit": "256Mi"}},
-            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": f"{asked.shared_memory_gib:g}Gi"}},
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": gib(asked.shared_memory_gib)}},
         ],
     }
 

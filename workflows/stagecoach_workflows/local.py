@@ -21,7 +21,7 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 class LocalLauncher:
-    """Starts ``python -m stagecoach_pack ..`` with this very interpreter, each attempt in a process group of its own."""
+    """Starts ``python -m stagecoach_pack ..`` with this interpreter, each attempt in a process group of its own."""
 
     def __init__(self, extra_environ: Mapping[str, str] | None = None) -> None:
         """Keep what every child gets on top of this process's environment."""

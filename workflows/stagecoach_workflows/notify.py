@@ -2,8 +2,9 @@
 
     python -m stagecoach_workflows.notify --store URL --workflow NAME --created SECONDS --status Succeeded [--run ID] ..
 
-Where it reports to lies in a folder of small files, a mounted Secret: ``webhook-url``, ``slack-webhook-url``, ``github-token``
-(with ``--commit owner/repository@sha``) and, for GitHub Enterprise, ``github-api-url``. What is not there is not told.
+Where it reports to lies in a folder of small files, a mounted Secret: ``webhook-url``, ``slack-webhook-url``,
+``github-token`` (with ``--commit owner/repository@sha``) and, for GitHub Enterprise, ``github-api-url``. What is not
+there is not told.
 """
 
 from __future__ import annotations

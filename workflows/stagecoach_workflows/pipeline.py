@@ -31,15 +31,26 @@ from hera.workflows import (
     Task,
     WorkflowTemplate,
 )
-from hera.workflows import Resources as HeraResources
 from hera.workflows import models as argo
 
 from stagecoach.errors import ConfigError
 from stagecoach_workflows import jobset
 from stagecoach_workflows.deployment import Deployment
 from stagecoach_workflows.graph import TaskNode, task_nodes
+from stagecoach_workflows.pod import (
+    ARTIFACTS_PATH,
+    NOTIFY_PATH,
+    SCRATCH_PATH,
+    container_security,
+    environment_sources,
+    gib,
+    node_affinity,
+    pod_patch,
+    pod_security,
+    resources,
+    tolerations,
+)
 from stagecoach_workflows.policy import (
-    GPU_RESOURCE,
     RETRY_EXPRESSION,
     Shape,
     TaskPolicy,
@@ -47,17 +58,6 @@ from stagecoach_workflows.policy import (
     decision_parameter,
     resources_of,
     task_policy,
-)
-from stagecoach_workflows.pod import (
-    ARTIFACTS_PATH,
-    NOTIFY_PATH,
-    SCRATCH_PATH,
-    container_security,
-    environment_sources,
-    node_affinity,
-    pod_patch,
-    pod_security,
-    tolerations,
 )
 
 ENTRYPOINT = "pipeline"
@@ -312,7 +312,7 @@ class _Templates:
             ],
             env_from=[argo.EnvFromSource(**source) for source in environment_sources(deployment, name, image)],
             labels={"stagecoach/stage": image, **(extra_labels or {})},
-            resources=_resources(policy),
+            resources=argo.ResourceRequirements(**cast(Any, resources(policy))),
             volumes=cast(Any, [*_volumes(policy), *(extra_volumes or [])]),
             retry_strategy=self._retry(policy, other_node=kind == "train" and deployment.retry_on_other_node),
             timeout=policy.timeout,
@@ -356,29 +356,15 @@ def _output(name: str, default: str) -> Parameter:
     return Parameter(name=name, value_from=argo.ValueFrom(path=f"{ARTIFACTS_PATH}/{name}", default=default))
 
 
-def _resources(policy: TaskPolicy) -> HeraResources:
-    asked = policy.resources
-    memory, disk = _gib(asked.memory_gib), _gib(asked.scratch_gib + 1)
-    return HeraResources(
-        cpu_request=f"{asked.cpu:g}" if asked.cpu >= 1 else f"{round(asked.cpu * 1000)}m",
-        memory_request=memory,
-        memory_limit=memory,
-        ephemeral_request=disk,
-        ephemeral_limit=disk,
-        gpus=asked.gpus or None,
-        gpu_flag=GPU_RESOURCE,
-    )
-
-
 def _volumes(policy: TaskPolicy) -> list[EmptyDirVolume]:
     """Everything that is written lies on these, as the image itself is read-only."""
     asked = policy.resources
     volumes = [
-        EmptyDirVolume(name="scratch", mount_path=SCRATCH_PATH, size_limit=_gib(asked.scratch_gib)),
+        EmptyDirVolume(name="scratch", mount_path=SCRATCH_PATH, size_limit=cast(Any, gib(asked.scratch_gib))),
         EmptyDirVolume(name="artifacts", mount_path=ARTIFACTS_PATH, size_limit=cast(Any, "256Mi")),
     ]
     if asked.shared_memory_gib:
-        size = _gib(asked.shared_memory_gib)
+        size = cast(Any, gib(asked.shared_memory_gib))
         volumes.append(EmptyDirVolume(name="shared-memory", mount_path="/dev/shm", medium="Memory", size_limit=size))
     return volumes
 
@@ -402,11 +388,6 @@ def _metrics(kind: str) -> Metrics:
         ),
     ]
     return Metrics(metrics=metrics)
-
-
-def _gib(gib: float) -> Any:
-    """Return a quantity; whole Mi, as Kubernetes writes fractions of Gi as long numbers of bytes."""
-    return f"{gib:g}Gi" if gib == int(gib) else f"{round(gib * 1024)}Mi"
 
 
 def _label(text: str) -> str:

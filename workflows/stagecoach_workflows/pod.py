@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from stagecoach_workflows.deployment import Deployment, Toleration
-from stagecoach_workflows.policy import Shape, TaskPolicy
+from stagecoach_workflows.policy import GPU_RESOURCE, Shape, TaskPolicy
 
 ARTIFACTS_PATH = "/work/artifacts"
 SCRATCH_PATH = "/tmp"
@@ -16,7 +16,7 @@ _ASK_THE_HUB = ("plan", "download", "export")
 
 
 def pod_security(deployment: Deployment) -> dict[str, Any]:
-    """Return the pod's security context for the ``restricted`` standard; fsGroup lets it read a projected identity token."""
+    """Return the pod's security context for the ``restricted`` standard; fsGroup lets it read an identity token."""
     user = deployment.user_id
     return {
         "runAsNonRoot": True,
@@ -50,6 +50,21 @@ def environment_sources(deployment: Deployment, template: str, image: str) -> li
     if template in _ASK_THE_HUB or image in _ASK_THE_HUB:
         sources.append({"secretRef": {"name": deployment.hub_secret, "optional": True}})
     return sources
+
+
+def resources(policy: TaskPolicy) -> dict[str, dict[str, str]]:
+    """Return requests and limits; cores have no limit, as throttling would only make a stage slower."""
+    asked = policy.resources
+    limits = {"memory": gib(asked.memory_gib), "ephemeral-storage": gib(asked.scratch_gib + 1)}
+    if asked.gpus:
+        limits[GPU_RESOURCE] = str(asked.gpus)
+    cpu = f"{asked.cpu:g}" if asked.cpu >= 1 else f"{round(asked.cpu * 1000)}m"
+    return {"requests": {"cpu": cpu, **limits}, "limits": limits}
+
+
+def gib(size: float) -> str:
+    """Return a quantity: whole Gi, else whole Mi."""
+    return f"{size:g}Gi" if size == int(size) else f"{round(size * 1024)}Mi"
 
 
 def node_affinity(deployment: Deployment, shape: Shape) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the workflow asks of a cluster for each task, and when a failed task is tried again; plain data, no workflow library.
+"""What the workflow asks of a cluster for each task, and when a failed task is tried again; plain data, no Hera.
 
 A workflow template is made from a ``Shape`` and a ``Deployment`` alone. So a setting that leaves the shape as it is may
 be given when a run is submitted, and any other needs a template of its own.
@@ -167,7 +167,7 @@ def _resources(kind: str, shape: Shape, size_gib: float) -> Resources:
 
 
 def _train_resources(shape: Shape, size_gib: float) -> Resources:
-    """A checkpoint holds fp32 masters and two moments: six times the 16-bit weights, once in memory, once on scratch."""
+    """A checkpoint has fp32 masters and two moments: six times the 16-bit weights, once in memory, once on scratch."""
     ranks = shape.ranks // shape.nodes
     state_gib = 6 * size_gib / shape.nodes
     if shape.gpus:

@@ -50,12 +50,10 @@ def describe(kind: str, manifest: Manifest) -> str:
     summary = manifest.summary
     fallback = f"{len(manifest.objects)} objects"
     describers = {
-        "convert": _first(summary, "{parameters:,} parameters, {vocab_size:,} tokens", "parameters", "vocab_size"),
-        "pack": _first(
-            summary, "{train_packs:,} packs, {trained_tokens:,} trained tokens", "train_packs", "trained_tokens"
-        ),
-        "train": _first(summary, "{steps:,} steps, {tokens:,} tokens", "steps", "tokens"),
-        "export": _first(summary, "Hub directory of iteration {iteration}, {dtype}", "iteration", "dtype"),
+        "convert": _said(summary, "{parameters:,} parameters, {vocab_size:,} tokens"),
+        "pack": _said(summary, "{num_packs:,} packs, {num_trained_tokens:,} trained tokens"),
+        "train": _said(summary, "{steps:,} steps, {tokens:,} tokens"),
+        "export": _said(summary, "Hub directory, iteration {iteration}, {dtype}"),
     }
     return describers.get(kind) or fallback
 
@@ -75,12 +73,21 @@ def losses(results_of_run: list[TaskResult]) -> dict[str, float]:
     train = next((result for result in results_of_run if result.task == "train"), None)
     if train is None:
         return {}
-    names = {"first_loss": "first step", "last_loss": "last step", "heldout_loss": "held out"}
-    return {label: float(train.summary[name]) for name, label in names.items() if train.summary.get(name) is not None}
+    heldout = train.summary.get("heldout_last") or {}
+    values = {
+        "first step": train.summary.get("first_loss"),
+        "last step": train.summary.get("last_loss"),
+        "held out": heldout.get("loss"),
+    }
+    return {label: float(value) for label, value in values.items() if value is not None}
 
 
-def _first(summary: Mapping[str, Any], template: str, *needs: str) -> str | None:
-    return template.format(**summary) if all(name in summary for name in needs) else None
+def _said(summary: Mapping[str, Any], template: str) -> str | None:
+    """Fill the template, or return None where the summary lacks one of its values."""
+    try:
+        return template.format(**summary)
+    except (KeyError, ValueError):
+        return None
 
 
 def _seconds(manifest: Manifest) -> float:

@@ -89,8 +89,7 @@ def _family_of(config: Mapping[str, Any], families: Mapping[str, Family]) -> Fam
     if model_type not in families:
         named = model_type if model_type is not None else config.get("architectures")
         raise DataError(
-            f"config.json: expected model_type {', '.join(families)}, got {named!r}; this"
-            " architecture is not supported"
+            f"config.json: expected model_type {', '.join(families)}, got {named!r}; this architecture is not supported"
         )
     return families[str(model_type)]
 
@@ -108,13 +107,10 @@ def _refuse_unsupported(values: Mapping[str, Any], family: Family) -> None:
                 f" {values[key]!r}; that is not supported"
             )
     if values.get("quantization_config"):
-        raise DataError(
-            "config.json: expected plain weights, got a quantization_config; take the unquantised model"
-        )
+        raise DataError("config.json: expected plain weights, got a quantization_config; take the unquantised model")
     if values.get("num_local_experts") or values.get("num_experts"):
         raise DataError(
-            "config.json: expected a dense model, got a mixture of experts (num_local_experts);"
-            " that is not supported"
+            "config.json: expected a dense model, got a mixture of experts (num_local_experts); that is not supported"
         )
 
 
@@ -124,8 +120,7 @@ def _rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     scaling = dict(new) if isinstance(new, Mapping) else dict(values.get("rope_scaling") or {})
     if any(isinstance(value, Mapping) for value in scaling.values()):
         raise DataError(
-            "config.json: expected one set of RoPE options for all layers, got one for each of"
-            f" {', '.join(scaling)}"
+            f"config.json: expected one set of RoPE options for all layers, got one for each of {', '.join(scaling)}"
         )
     theta = scaling.pop("rope_theta", None)
     if theta is None:
@@ -135,8 +130,7 @@ def _rope(values: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     for place in (values, scaling):
         if place.get("partial_rotary_factor", 1.0) not in (1, None):
             raise DataError(
-                "config.json: expected partial_rotary_factor 1, got"
-                f" {place['partial_rotary_factor']!r}; not supported"
+                f"config.json: expected partial_rotary_factor 1, got {place['partial_rotary_factor']!r}; not supported"
             )
     scaling.pop("partial_rotary_factor", None)
     kind = scaling.pop("rope_type", None) or scaling.get("type") or "default"
@@ -154,13 +148,9 @@ def _scaling(kind: str, options: dict[str, Any]) -> dict[str, Any] | None:
         )
     wanted = _SCALING_KEYS[kind]
     if missing := [key for key in wanted if options.get(key) is None]:
-        raise DataError(
-            f"config.json: RoPE scaling {kind}: expected {', '.join(wanted)}, missing {', '.join(missing)}"
-        )
+        raise DataError(f"config.json: RoPE scaling {kind}: expected {', '.join(wanted)}, missing {', '.join(missing)}")
     if unknown := sorted(
-        key
-        for key in options
-        if key not in (*_SCALING_KEYS["llama3"], "attention_factor") or options[key] is None
+        key for key in options if key not in (*_SCALING_KEYS["llama3"], "attention_factor") or options[key] is None
     ):
         raise DataError(f"config.json: RoPE scaling {kind}: unknown options {', '.join(unknown)}")
     return {"rope_type": kind, **{key: options[key] for key in wanted}}
@@ -175,13 +165,7 @@ def _sliding_window(values: Mapping[str, Any], family: Family) -> int | None:
         num_layers = _whole(values, "num_hidden_layers")
         full_layers = values.get("max_window_layers", num_layers)
         layer_types = values.get("layer_types")
-        kinds = (
-            set(layer_types)
-            if layer_types
-            else {"sliding_attention"}
-            if full_layers == 0
-            else {"full_attention"}
-        )
+        kinds = set(layer_types) if layer_types else {"sliding_attention"} if full_layers == 0 else {"full_attention"}
         if (layer_types is None and 0 < int(full_layers) < num_layers) or len(kinds) > 1:
             raise DataError(
                 "config.json: expected the sliding window on all layers or on none, got a mixture;"

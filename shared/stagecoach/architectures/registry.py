@@ -81,22 +81,16 @@ class ModelSpec:
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise DataError(
-                    f"model dimension {name}: expected a whole number of at least 1, got {value!r}"
-                )
+                raise DataError(f"model dimension {name}: expected a whole number of at least 1, got {value!r}")
         if self.num_heads % self.num_kv_heads:
             raise DataError(
                 "model dimensions: expected key/value heads that divide the query heads, got"
                 f" {self.num_kv_heads} and {self.num_heads}"
             )
         if self.head_dim % 2:
-            raise DataError(
-                f"model dimension head_dim: expected an even number (rotary pairs), got {self.head_dim}"
-            )
+            raise DataError(f"model dimension head_dim: expected an even number (rotary pairs), got {self.head_dim}")
         if self.sliding_window is not None and self.sliding_window < 1:
-            raise DataError(
-                f"model dimension sliding_window: expected at least 1 or none, got {self.sliding_window}"
-            )
+            raise DataError(f"model dimension sliding_window: expected at least 1 or none, got {self.sliding_window}")
 
     @property
     def queries_per_group(self) -> int:

@@ -144,8 +144,7 @@ class CheckpointIndex:
         for name, kind, piece in entries:
             if name not in shapes or kind not in KINDS:
                 raise DataError(
-                    f"checkpoint: expected native tensors and the kinds {', '.join(KINDS)}, got"
-                    f" {name!r} {kind!r}"
+                    f"checkpoint: expected native tensors and the kinds {', '.join(KINDS)}, got {name!r} {kind!r}"
                 )
             found[name].setdefault(kind, []).append(piece)
         for name, kinds in found.items():
@@ -155,8 +154,7 @@ class CheckpointIndex:
                 )
             for kind, pieces in kinds.items():
                 pieces.sort(key=lambda piece: (piece.rows, piece.cols or (0, 0)))
-                check_cover(f"checkpoint: {name}"
-                            f" {kind}", shapes[name], [(piece.rows, piece.cols) for piece in pieces])
+                check_cover(f"checkpoint: {name} {kind}", shapes[name], [(piece.rows, piece.cols) for piece in pieces])
         frozen = {name: {kind: tuple(kinds[kind]) for kind in KINDS if kind in kinds} for name, kinds in found.items()}
         return cls(spec=spec, tensors=frozen, state=dict(state or {}))
 
@@ -202,8 +200,7 @@ class CheckpointIndex:
             content = json.loads(data)
             if content["format"] != FORMAT or content["version"] != VERSION:
                 raise CorruptObjectError(
-                    f"{origin}: expected {FORMAT} version {VERSION}, got {content['format']!r}"
-                    f" {content['version']!r}"
+                    f"{origin}: expected {FORMAT} version {VERSION}, got {content['format']!r} {content['version']!r}"
                 )
             entries = [
                 (name, kind, StoredPiece.from_json(piece))
@@ -274,8 +271,7 @@ class CheckpointReader:
             if out is None:
                 out = np.empty(_shape(wanted), part.dtype)
             if out.dtype != part.dtype:
-                raise DataError(f"{name} {kind}: expected one dtype, got {out.dtype} and"
-                                f" {part.dtype} ({piece.file})")
+                raise DataError(f"{name} {kind}: expected one dtype, got {out.dtype} and {part.dtype} ({piece.file})")
             _place(out, part, common, wanted)
             filled += part.size
         if out is None or filled != size:

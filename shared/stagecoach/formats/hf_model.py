@@ -129,8 +129,7 @@ def vocabulary(tokenizer_json: bytes, origin: str = "tokenizer.json") -> dict[st
         ids = {str(token): int(at) for token, at in pairs}
         ids.update({str(token["content"]): int(token["id"]) for token in content.get("added_tokens") or []})
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise DataError(f"{origin}: expected a tokenizers file with model.vocab and added_tokens:"
-                        f" {error!r}") from error
+        raise DataError(f"{origin}: expected a tokenizers file with model.vocab and added_tokens: {error!r}") from error
     if not ids:
         raise DataError(f"{origin}: expected at least one token, got an empty vocabulary")
     return ids
@@ -163,11 +162,9 @@ def _weight_map(data: bytes, origin: str) -> dict[str, str]:
     weight_map = read_json_object(data, f"{origin}: {WEIGHTS_INDEX}").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DataError(
-            f"{origin}: {WEIGHTS_INDEX}: expected tensor names under weight_map, got"
-            f" {type(weight_map).__name__}"
+            f"{origin}: {WEIGHTS_INDEX}: expected tensor names under weight_map, got {type(weight_map).__name__}"
         )
     for file in weight_map.values():
         if not isinstance(file, str) or "/" in file or "\\" in file or not file.endswith(".safetensors"):
-            raise DataError(f"{origin}: {WEIGHTS_INDEX}: expected names of safetensors files, got"
-                            f" {str(file)[:120]!r}")
+            raise DataError(f"{origin}: {WEIGHTS_INDEX}: expected names of safetensors files, got {str(file)[:120]!r}")
     return weight_map

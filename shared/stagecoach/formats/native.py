@@ -117,8 +117,7 @@ class NativeReader:
             self._open[file] = TensorFile.open(self._path_of(file))
         opened = self._open[file]
         if opened.shape(name) != self._shapes[name]:
-            raise DataError(f"{opened.origin}: {name}: expected shape {self._shapes[name]}, got"
-                            f" {opened.shape(name)}")
+            raise DataError(f"{opened.origin}: {name}: expected shape {self._shapes[name]}, got {opened.shape(name)}")
         return opened.rectangle(name, rows or (0, self._shapes[name][0]), cols)
 
 

@@ -337,6 +337,6 @@ def plan_sha256(documents: npt.NDArray[Any], packs: npt.NDArray[Any]) -> str:
     in.
     """
     digest = hashlib.sha256()
-    digest.update(np.ascontiguousarray(documents[["digest", "num_tokens", "skipped_tokens"]]).tobytes())
-    digest.update(np.ascontiguousarray(packs["num_documents"]).tobytes())
+    for column in (documents["digest"], documents["num_tokens"], documents["skipped_tokens"], packs["num_documents"]):
+        digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()

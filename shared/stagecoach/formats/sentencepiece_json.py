@@ -28,7 +28,7 @@ def tokenizer_from_sentencepiece(
     Raises:
         DataError: The added tokens do not follow the vocabulary without a gap.
     """
-    tokenizer = Tokenizer(_bpe(model) if model.model_type == 2 else _unigram(model))
+    tokenizer = Tokenizer(_bpe(model))
     tokenizer.normalizer = normalizers.Sequence(_normalizers(model))
     tokenizer.decoder = decoders.Sequence(_decoders(model))
     kinds = (PieceKind.UNKNOWN, PieceKind.CONTROL, PieceKind.USER_DEFINED)
@@ -59,12 +59,6 @@ def _bpe(model: SentencePieceModel) -> models.BPE:
         unk_token=model.text_of(model.unk_id),
         fuse_unk=True,
         byte_fallback=model.byte_fallback,
-    )
-
-
-def _unigram(model: SentencePieceModel) -> models.Unigram:
-    return models.Unigram(
-        [(piece.text, piece.score) for piece in model.pieces], unk_id=model.unk_id, byte_fallback=model.byte_fallback
     )
 
 

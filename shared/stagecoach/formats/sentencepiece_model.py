@@ -19,6 +19,7 @@ from enum import IntEnum
 
 from stagecoach.errors import DataError
 
+_BPE = 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _Value = int | bytes
 
@@ -49,7 +50,7 @@ class SentencePieceModel:
 
     pieces: tuple[Piece, ...]
     model_type: int
-    """1 unigram, 2 BPE."""
+    """Always 2, BPE."""
     byte_fallback: bool
     unk_id: int
     bos_id: int
@@ -104,9 +105,10 @@ def read_sentencepiece_model(data: bytes, origin: str) -> SentencePieceModel:
             f"{origin}: expected a SentencePiece model, got {len(data)} bytes without a single piece; download"
             " the file again"
         )
-    if model.model_type not in (1, 2):
+    if model.model_type != _BPE:
         raise DataError(
-            f"{origin}: expected a SentencePiece model of type unigram (1) or BPE (2), got type {model.model_type}"
+            f"{origin}: expected a SentencePiece model of type 2 (BPE), as every Llama and Mistral model has, got type"
+            f" {model.model_type}; use a source with a tokenizer.json"
         )
     return model
 

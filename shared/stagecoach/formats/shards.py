@@ -82,8 +82,7 @@ class Shards:
             content = json.loads(data)
             if (content["format"], content["version"]) != (FORMAT, VERSION):
                 raise CorruptObjectError(
-                    f"{origin}: expected {FORMAT} version {VERSION}, got {content['format']!r}"
-                    f" {content['version']!r}"
+                    f"{origin}: expected {FORMAT} version {VERSION}, got {content['format']!r} {content['version']!r}"
                 )
             return cls(ModelSpec.from_json(content["spec"]), RankLayout(**content["layout"]), str(content["dtype"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:

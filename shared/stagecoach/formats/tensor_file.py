@@ -133,9 +133,7 @@ class TensorFile:
         if cols is not None:
             inside = inside and len(shape) == 2 and 0 <= cols[0] <= cols[1] <= shape[1]
         if not inside:
-            raise DataError(
-                f"{self.origin}: {name}: expected rows {rows} and columns {cols} inside its shape {shape}"
-            )
+            raise DataError(f"{self.origin}: {name}: expected rows {rows} and columns {cols} inside its shape {shape}")
         view = self.tensor(name)[rows[0] : rows[1]]
         return view if cols is None else view[:, cols[0] : cols[1]]
 
@@ -172,16 +170,12 @@ def parse_header(
     for start, end, name in spans:
         if start != at:
             problem = "overlaps the tensor before it" if start < at else "leaves a hole before it"
-            raise DataError(
-                f"{origin}: {name}: {problem} (it begins at byte {start} of the data, expected {at})"
-            )
+            raise DataError(f"{origin}: {name}: {problem} (it begins at byte {start} of the data, expected {at})")
         at = end
         tensors[name] = _stored_tensor(origin, name, header[name], 8 + length + start, end - start)
     if 8 + length + at != size_bytes:
         cut = "truncated" if size_bytes < 8 + length + at else "longer than its header says"
-        raise DataError(
-            f"{origin}: {cut}: expected {8 + length + at} bytes, got {size_bytes}; download it again"
-        )
+        raise DataError(f"{origin}: {cut}: expected {8 + length + at} bytes, got {size_bytes}; download it again")
     return tensors, metadata
 
 
@@ -197,9 +191,7 @@ def _header_json(origin: str, data: mmap.mmap | bytes, size_bytes: int) -> dict[
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise DataError(f"{origin}: its safetensors header is not valid JSON: {error}") from error
     if not isinstance(header, dict):
-        raise DataError(
-            f"{origin}: expected a JSON object as safetensors header, got {type(header).__name__}"
-        )
+        raise DataError(f"{origin}: expected a JSON object as safetensors header, got {type(header).__name__}")
     return header
 
 
@@ -220,9 +212,7 @@ def _offsets(origin: str, name: str, entry: Any) -> tuple[int, int]:
     return start, end
 
 
-def _stored_tensor(
-    origin: str, name: str, entry: dict[str, Any], start: int, size_bytes: int
-) -> StoredTensor:
+def _stored_tensor(origin: str, name: str, entry: dict[str, Any], start: int, size_bytes: int) -> StoredTensor:
     dtype, shape = entry.get("dtype"), entry.get("shape")
     if dtype not in DTYPES:
         raise DataError(f"{origin}: {name}: expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
@@ -231,8 +221,7 @@ def _stored_tensor(
     wanted = math.prod(shape) * DTYPES[dtype].itemsize
     if wanted != size_bytes:
         raise DataError(
-            f"{origin}: {name}: expected {wanted} bytes for shape {shape} of {dtype}, its offsets"
-            f" span {size_bytes}"
+            f"{origin}: {name}: expected {wanted} bytes for shape {shape} of {dtype}, its offsets span {size_bytes}"
         )
     return StoredTensor(DTYPES[dtype], tuple(shape), start, size_bytes)
 
@@ -276,11 +265,7 @@ def write_tensor_file(
         produced = tensor.produce()
         written = 0
         for part in [produced] if isinstance(produced, np.ndarray) else produced:
-            if (
-                part.dtype != tensor.dtype
-                or part.shape[1:] != tensor.shape[1:]
-                or part.ndim != len(tensor.shape)
-            ):
+            if part.dtype != tensor.dtype or part.shape[1:] != tensor.shape[1:] or part.ndim != len(tensor.shape):
                 raise ValueError(
                     f"{tensor.name}: announced {tensor.dtype} {tensor.shape}, got {part.dtype} {part.shape}"
                 )
@@ -288,9 +273,7 @@ def write_tensor_file(
             if part.nbytes:
                 stream.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
         if written != tensor.size_bytes:
-            raise ValueError(
-                f"{tensor.name}: announced {tensor.size_bytes} bytes for {tensor.shape}, got {written}"
-            )
+            raise ValueError(f"{tensor.name}: announced {tensor.size_bytes} bytes for {tensor.shape}, got {written}")
 
 
 def _header_bytes(tensors: Sequence[TensorToWrite], metadata: Mapping[str, str]) -> bytes:

@@ -225,9 +225,10 @@ class ChatTokenizer:
 
     @cached_property
     def begins_with_bos(self) -> bool:
-        """Whether a rendered conversation begins with the BOS token, as the template decides."""
+        """Whether a rendered conversation begins with the BOS token; never so if that is a ChatML token."""
         text = self.template.render([{"role": "user", "content": "a"}], add_generation_prompt=True)
-        return self.special.bos is not None and text.startswith(self.special.bos)
+        bos = self.special.bos
+        return bos is not None and bos not in _CHATML_TOKENS and text.startswith(bos)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

@@ -59,8 +59,7 @@ def check_cover(what: str, shape: tuple[int, ...], rectangles: Iterable[Rectangl
         covered += num_elements(rectangle)
     if covered != num_elements(whole):
         raise DataError(
-            f"{what}: expected {num_elements(whole)} elements, its rectangles hold {covered}; a"
-            " rank's file is missing"
+            f"{what}: expected {num_elements(whole)} elements, its rectangles hold {covered}; a rank's file is missing"
         )
 
 

@@ -44,8 +44,7 @@ class RankLayout:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.virtual_stages > 1 and self.pipeline_parallel == 1:
             raise ConfigError(
-                f"virtual_stages {self.virtual_stages}: expected pipeline_parallel of at least 2"
-                " with it, got 1"
+                f"virtual_stages {self.virtual_stages}: expected pipeline_parallel of at least 2 with it, got 1"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""The train section of a recipe: what is optimised and by which rule (result), and on which machine and layout (placement)."""
+"""The train section of a recipe: what is optimised by which rule (result), on which machine and layout (placement)."""
 
 from __future__ import annotations
 

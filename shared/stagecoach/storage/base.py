@@ -1,4 +1,4 @@
-"""The protocol that every object store follows, with its promises: a directory, memory and S3 can stand in for each other.
+"""The protocol that every object store follows, with its promises: directory, memory and S3 stand in for each other.
 
 A store maps keys to immutable bytes. Keys look like relative paths; folders exist only as parts of keys. The promises:
 
@@ -23,7 +23,7 @@ MAX_KEY_BYTES = 900
 MAX_PART_BYTES = 255
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class ObjectStore(Protocol):
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[ObjectInfo]:
         """Yield every object whose key begins with ``prefix`` and is greater than ``start_after``, in UTF-8 order.
 
-        ``prefix`` is a plain string: ``runs/2026`` and the empty one are fine. What comes or goes meanwhile may be missed.
+        ``prefix`` is a plain string: ``runs/2026`` or the empty one. What comes or goes meanwhile may be missed.
         """
         ...
 
@@ -73,7 +73,8 @@ class ObjectStore(Protocol):
         """Yield the names, without any slash, of the folders that lie directly in ``prefix`` and hold objects.
 
         ``prefix`` is empty or ends with a slash: ``list_folders("runs/")`` yields run ids. In order of UTF-8 bytes of
-        ``name/``. What lies below them is not listed, so the cost depends on the number of folders alone.
+        ``name/``. What lies below them is not listed, so only the number of folders costs time. Some S3 servers
+        go on naming a folder for a while after its last object was deleted.
         """
         ...
 
@@ -109,7 +110,11 @@ class ObjectStore(Protocol):
         ...
 
     def local_path(self, key: str) -> Path | None:
-        """Return the file that holds an object, to be read or mapped and never changed; None if stores of this kind have none."""
+        """Return the file that holds an object, to be read or mapped and never changed; None where there are no files.
+
+        Raises:
+            ObjectMissing: There could be such a file, but there is none.
+        """
         ...
 
     def put(self, key: str, data: bytes, *, content_type: str = DEFAULT_CONTENT_TYPE) -> None:
@@ -146,7 +151,7 @@ def validate_key(key: str) -> str:
 
     Raises:
         ConfigError: It is empty, absolute or longer than 900 bytes, has an empty part, ``.``, ``..`` or a part longer
-            than 255 bytes, a control character or half a surrogate pair.
+            than 255 bytes, a control character, a backslash or half a surrogate pair.
     """
     last = key.rsplit("/", 1)[-1]
     problem = _problem(key) or ("it has an empty part" if not last else None)
@@ -199,8 +204,8 @@ def _problem(text: str) -> str | None:
         return "it has an empty part"
     if ".." in parts[:-1] or "." in parts[:-1]:
         return "it has a part '.' or '..'"
-    if _CONTROL.search(text):
-        return "it has a control character"
+    if _FORBIDDEN.search(text):
+        return "it has a control character or a backslash"
     if len(text.encode()) > MAX_KEY_BYTES:
         return f"it is longer than {MAX_KEY_BYTES} bytes"
     if any(len(part.encode()) > MAX_PART_BYTES for part in parts):

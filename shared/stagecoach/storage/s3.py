@@ -5,8 +5,8 @@
     put_file        above 16 MiB in parts, side by side; aborted on any error, so that no part stays behind
     get_file        ranged GETs side by side, each If-Match the ETag of the first look, written at their place
 
-boto3 finds credentials, region and endpoint, and does all that is not about bytes; bytes go through ``s3_wire``. Retries
-are this module's own: they also cover a body that breaks off, and no bad minute uses up a budget.
+boto3 finds credentials, region and endpoint and does what is not about bytes; bytes go through ``s3_wire``. Retries are
+this module's own: they also cover a body that breaks off, and no bad minute uses up a budget.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError, NoCredentialsError
+from botocore.exceptions import NoCredentialsError
 from botocore.utils import get_environ_proxies
 
 from stagecoach.errors import ConfigError, CorruptObjectError, ObjectMissing, StoreUnavailable
-from stagecoach.settings import Settings
 from stagecoach.storage.base import (
     DEFAULT_CONTENT_TYPE,
     ObjectInfo,
@@ -40,77 +38,27 @@ from stagecoach.storage.base import (
     validate_prefix,
 )
 from stagecoach.storage.s3_errors import Trouble, code_of, may_pass, translate, trouble_of
-from stagecoach.storage.s3_order import by_bytes, start_for_both_orders
-from stagecoach.storage.s3_wire import S3Wire, Secrets, Target, WireFailure, crc32_header
+from stagecoach.storage.s3_options import S3Options as S3Options
+from stagecoach.storage.s3_order import by_bytes
+from stagecoach.storage.s3_requests import NONCE, S3Requests
+from stagecoach.storage.s3_signature import Secrets, Signer
+from stagecoach.storage.s3_wire import S3Wire, Target
 from stagecoach.storage.transfer import (
     Part,
-    RetryPolicy,
     in_order,
     new_local_file,
     split_into_parts,
     write_all,
 )
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-
 _T = TypeVar("_T")
 
 MAX_PARTS = 10_000
-_NONCE = "stagecoach-nonce"
 _DELETE_BATCH = 1000
 _FIRST_CONTACT_TRIES = 3
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class S3Options:
-    """How to reach an S3 store and how hard to work it; credentials come from boto3's own chain."""
-
-    endpoint_url: str | None = None
-    """Base address of a store that is not AWS."""
-    region: str | None = None
-    """Region of the bucket; None leaves it to boto3's own configuration."""
-    addressing: Literal["auto", "path", "virtual"] = "auto"
-    """How an address names the bucket."""
-    checksums: Literal["when_required", "when_supported"] = "when_required"
-    """``when_supported`` sends and checks CRC-32; some stores that are not AWS refuse that."""
-    ca_bundle: Path | None = None
-    """PEM file of certificate authorities; None takes the system's."""
-    sse_kms_key_id: str | None = None
-    """KMS key that the store encrypts new objects with."""
-    part_bytes: int = 16 * 1024 * 1024
-    """Size of the parts that a large object is moved in; S3 allows 5 MiB and more."""
-    num_threads: int = 4
-    """How many parts move side by side."""
-    connect_timeout_seconds: float = 5.0
-    """Until a connection stands."""
-    read_timeout_seconds: float = 60.0
-    """For each wait for more bytes."""
-    retry: RetryPolicy = RetryPolicy()
-    """How often and how patiently a request is tried."""
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> S3Options:
-        """Return what the environment says."""
-        return cls(
-            endpoint_url=settings.s3_endpoint_url,
-            region=settings.s3_region,
-            addressing=settings.s3_addressing,
-            checksums=settings.s3_checksums,
-            ca_bundle=settings.s3_ca_bundle,
-            sse_kms_key_id=settings.s3_sse_kms_key_id,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Connected:
-    """What is made at the first request: boto3's client and the wire for bytes."""
-
-    client: S3Client
-    wire: S3Wire
-
-
-def connect(bucket: str, options: S3Options) -> _Connected:
+def connect(bucket: str, options: S3Options) -> S3Requests:
     """Find credentials, region and address as boto3 does, and make what sends requests.
 
     Raises:
@@ -144,7 +92,6 @@ def connect(bucket: str, options: S3Options) -> _Connected:
     base_url = f"{example.scheme}://{example.netloc}{example.path.removesuffix('/x')}"
     target = Target(
         base_url=base_url,
-        region=parse_qs(example.query)["X-Amz-Credential"][0].split("/")[2],
         ca_bundle=ca_bundle,
         proxy_url=get_environ_proxies(base_url).get(example.scheme),
         connect_timeout_seconds=options.connect_timeout_seconds,
@@ -155,10 +102,18 @@ def connect(bucket: str, options: S3Options) -> _Connected:
         frozen = credentials.get_frozen_credentials()
         return Secrets(frozen.access_key or "", frozen.secret_key or "", frozen.token)
 
+    region = parse_qs(example.query)["X-Amz-Credential"][0].split("/")[2]
     try:
-        return _Connected(client, S3Wire(target, current))
+        wire = S3Wire(target, Signer(region, current))
     except OSError as error:
         raise ConfigError(f"certificate authorities {ca_bundle}: {error}; correct STAGECOACH_S3_CA_BUNDLE") from error
+    return S3Requests(
+        client=client,
+        wire=wire,
+        bucket=bucket,
+        with_checksums=options.checksums == "when_supported",
+        sse_kms_key_id=options.sse_kms_key_id,
+    )
 
 
 class S3Store:
@@ -171,7 +126,7 @@ class S3Store:
         self._base = f"{prefix}/" if prefix else ""
         self._options = options
         self._lock = threading.Lock()
-        self._connected: _Connected | None = None
+        self._requests: S3Requests | None = None
         self._was_answered = False
 
     def head(self, key: str) -> ObjectInfo | None:
@@ -182,11 +137,12 @@ class S3Store:
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[ObjectInfo]:
         """See ``ObjectStore.list``."""
         validate_prefix(prefix)
+        # other servers than AWS may list folder by folder, and then StartAfter leaves out keys that come later by bytes
         lists_by_bytes = self._options.endpoint_url is None
-        start = start_after if lists_by_bytes else start_for_both_orders(start_after)
+        start = self._base + start_after if start_after and lists_by_bytes else ""
         infos = (
             self._info(item["Key"][len(self._base) :], item["Size"], item)
-            for page in self._pages(prefix, **({"StartAfter": self._base + start} if start else {}))
+            for page in self._pages(prefix, **({"StartAfter": start} if start else {}))
             for item in page.get("Contents", [])
         )
         after = utf8_order(start_after)
@@ -208,14 +164,16 @@ class S3Store:
     def get(self, key: str) -> bytes:
         """See ``ObjectStore.get``."""
         with self._errors(key):
-            return self._retry(lambda: self._get_whole(key))
+            full = self._full(key)
+            return self._retry(lambda ask: ask.get(full))
 
     def get_range(self, key: str, start: int, size_bytes: int) -> bytes:
         """See ``ObjectStore.get_range``."""
         buffer = bytearray(size_bytes)
         if size_bytes:
             with self._errors(key):
-                self._retry(lambda: self._get_part(key, Part(0, start, size_bytes), memoryview(buffer), None))
+                full, part = self._full(key), Part(0, start, size_bytes)
+                self._retry(lambda ask: ask.get_part(full, part, memoryview(buffer), None))
         return bytes(buffer)
 
     def get_file(self, key: str, path: Path, *, on_bytes: Callable[[memoryview], None] | None = None) -> None:
@@ -224,16 +182,17 @@ class S3Store:
             found = self._head(key)
             if found is None:
                 raise ObjectMissing(self.url, key, "no such object")
-            etag = found["ETag"]
+            full, etag = self._full(key), found["ETag"]
             parts = split_into_parts(found["ContentLength"], self._options.part_bytes, 1 << 30)
-            free = [bytearray(parts[0].size_bytes) for _ in range(min(len(parts), self._options.num_threads + 1))]
+            num_threads = min(len(parts), self._options.num_threads) or 1
+            free = [bytearray(parts[0].size_bytes) for _ in parts[: num_threads + 1]]
 
-            with new_local_file(path) as descriptor, ThreadPoolExecutor(self._options.num_threads) as executor:
+            with new_local_file(path) as descriptor, ThreadPoolExecutor(num_threads) as executor:
 
                 def fetch(part: Part) -> bytearray:
                     buffer = free.pop()
                     view = memoryview(buffer)[: part.size_bytes]
-                    self._retry(lambda: self._get_part(key, part, view, etag))
+                    self._retry(lambda ask: ask.get_part(full, part, view, etag))
                     write_all(descriptor, view, part.start, path)
                     return buffer
 
@@ -250,24 +209,25 @@ class S3Store:
     def put(self, key: str, data: bytes, *, content_type: str = DEFAULT_CONTENT_TYPE) -> None:
         """See ``ObjectStore.put``."""
         with self._errors(key):
-            self._retry(lambda: self._put_bytes(key, data, {"content-type": content_type}))
+            full = self._full(key)
+            self._retry(lambda ask: ask.put(full, data, {"content-type": content_type}))
 
     def put_if_absent(self, key: str, data: bytes, *, content_type: str = DEFAULT_CONTENT_TYPE) -> bool:
         """See ``ObjectStore.put_if_absent``."""
         nonce = secrets.token_hex(16)
-        headers = {"content-type": content_type, "if-none-match": "*", f"x-amz-meta-{_NONCE}": nonce}
-        policy = self._options.retry
+        headers = {"content-type": content_type, "if-none-match": "*", f"x-amz-meta-{NONCE}": nonce}
+        full, policy = self._full(key), self._options.retry
         with self._errors(key):
             for conflicts in range(1, policy.max_tries + 1):
                 try:
-                    self._retry(lambda: self._put_bytes(key, data, headers))
+                    self._retry(lambda ask: ask.put(full, data, headers))
                     return True
                 except Exception as error:
                     if trouble_of(error) not in (Trouble.TAKEN, Trouble.CONFLICT):
                         raise
                 found = self._head(key)
                 if found is not None:
-                    return bool(found["Metadata"].get(_NONCE) == nonce)
+                    return bool(found["Metadata"].get(NONCE) == nonce)
                 # taken a moment ago, gone now: deleted meanwhile, or another put that met ours has failed
                 policy.sleep(policy.pause_seconds(conflicts))
         raise StoreUnavailable(self.url, key, "conditional puts of this key meet again and again; run again later")
@@ -278,14 +238,14 @@ class S3Store:
         Raises:
             CorruptObjectError: The file became shorter meanwhile.
         """
-        validate_key(key)
+        full = self._full(key)
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             size_bytes = os.fstat(descriptor).st_size
             with self._errors(key):
                 if size_bytes <= self._options.part_bytes:
                     data = _read_part(descriptor, Part(0, 0, size_bytes), bytearray(size_bytes), path)
-                    self._retry(lambda: self._put_bytes(key, data, {"content-type": DEFAULT_CONTENT_TYPE}))
+                    self._retry(lambda ask: ask.put(full, data, {"content-type": DEFAULT_CONTENT_TYPE}))
                 else:
                     self._put_parts(key, path, descriptor, size_bytes)
         finally:
@@ -294,25 +254,23 @@ class S3Store:
     def delete(self, keys: Iterable[str]) -> None:
         """See ``ObjectStore.delete``."""
         rest = iter(keys)
-        while batch := [validate_key(key) for key in islice(rest, _DELETE_BATCH)]:
-            with self._errors(batch[0]):
+        while batch := [self._full(key) for key in islice(rest, _DELETE_BATCH)]:
+            with self._errors(batch[0].removeprefix(self._base)):
                 try:
-                    self._retry(lambda: self._delete_batch(batch))  # noqa: B023 - called before the next round
+                    self._retry(lambda ask: ask.delete_many(batch))
                 except Exception as error:
                     if trouble_of(error) is not Trouble.CONFIGURATION or code_of(error) == "NoSuchBucket":
                         raise
                     # some stores have no DeleteObjects, or want a checksum for it that boto3 no longer sends
-                    for key in batch:
-                        self._retry(lambda: self._client.delete_object(**self._address(key)))  # noqa: B023
+                    for full in batch:
+                        self._retry(lambda ask: ask.delete(full))  # noqa: B023
 
     def unfinished(self) -> Iterator[UnfinishedUpload]:
         """See ``ObjectStore.unfinished``."""
         marks: dict[str, Any] = {}
         while True:
             with self._errors(""):
-                page = self._retry(
-                    lambda: self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=self._base, **marks)  # noqa: B023
-                )
+                page = self._retry(lambda ask: ask.list_uploads(self._base, **marks))  # noqa: B023
             for item in page.get("Uploads", []):
                 yield UnfinishedUpload(item["Key"][len(self._base) :], item["UploadId"], item["Initiated"].timestamp())
             if not page.get("IsTruncated"):
@@ -321,24 +279,24 @@ class S3Store:
 
     def discard(self, upload: UnfinishedUpload) -> None:
         """See ``ObjectStore.discard``."""
-        with self._errors(upload.key), suppress(ObjectMissing):
-            self._abort(upload.key, upload.upload_id)
+        full = self._full(upload.key)
+        with suppress(ObjectMissing), self._errors(upload.key):
+            self._retry(lambda ask: ask.abort_upload(full, upload.upload_id))
 
     def close(self) -> None:
         """Close idle connections; the next request opens new ones."""
-        if self._connected is not None:
-            self._connected.wire.close()
-            self._connected.client.close()
-            self._connected = None
-
-    # -- requests ------------------------------------------------------------------------------------------------------
+        with self._lock:
+            requests, self._requests = self._requests, None
+        if requests is not None:
+            requests.wire.close()
+            requests.client.close()
 
     def _head(self, key: str) -> Any:
         """Return boto3's answer to HEAD, None if there is no object."""
-        address = self._address(key)
+        full = self._full(key)
         with self._errors(key):
             try:
-                return self._retry(lambda: self._client.head_object(**address))
+                return self._retry(lambda ask: ask.head(full))
             except Exception as error:
                 if trouble_of(error) is Trouble.MISSING:
                     return None
@@ -347,146 +305,67 @@ class S3Store:
     def _pages(self, prefix: str, **parameters: str) -> Iterator[Any]:
         while True:
             with self._errors(prefix):
-                page = self._retry(
-                    lambda: self._client.list_objects_v2(
-                        Bucket=self._bucket,
-                        Prefix=self._base + prefix,
-                        **cast(Any, parameters),  # noqa: B023
-                    )
-                )
+                page = self._retry(lambda ask: ask.list_page(self._base + prefix, **parameters))  # noqa: B023
             yield page
             if not page.get("IsTruncated"):
                 return
             parameters = {**parameters, "ContinuationToken": page["NextContinuationToken"]}
             parameters.pop("StartAfter", None)
 
-    def _get_whole(self, key: str) -> bytes:
-        checks = self._options.checksums == "when_supported"
-        answer = self._wire.request(
-            "GET", self._full(key), headers={"x-amz-checksum-mode": "ENABLED"} if checks else {}
-        )
-        expected = answer.headers.get("x-amz-checksum-crc32", "")
-        if expected and "-" not in expected and expected != crc32_header(answer.body):
-            raise WireFailure(Trouble.TRANSIENT, "the bytes that came do not have the CRC-32 that the store sent")
-        return answer.body
-
-    def _get_part(self, key: str, part: Part, into: memoryview, etag: str | None) -> None:
-        end = part.start + part.size_bytes
-
-        def check(status: int, headers: Mapping[str, str]) -> None:
-            """Make sure that these are the bytes asked for: a server may ignore the range, or know a shorter object."""
-            answered = headers.get("content-range", "" if status == 206 else f"bytes 0-{end - 1}/{end}")
-            span, _, total = answered.removeprefix("bytes ").partition("/")
-            if span != f"{part.start}-{end - 1}" or headers.get("content-length", str(len(into))) != str(len(into)):
-                if total.isdecimal() and int(total) < end:
-                    raise WireFailure(Trouble.CHANGED, f"it ends after {total} bytes, expected {end}")
-                raise WireFailure(Trouble.TRANSIENT, f"asked for bytes {part.start}-{end - 1}, got {answered!r}")
-
-        headers = {"range": f"bytes={part.start}-{end - 1}", **({"if-match": etag} if etag else {})}
-        self._wire.request("GET", self._full(key), headers=headers, into=into, on_head=check)
-
-    def _put_bytes(
-        self, key: str, data: bytes | memoryview, headers: Mapping[str, str], query: Mapping[str, str] | None = None
-    ) -> Mapping[str, str]:
-        """Send one PUT of an object or a part; return the headers of the answer."""
-        extra = {}
-        if self._options.checksums == "when_supported":
-            extra = {"x-amz-checksum-crc32": crc32_header(data), "x-amz-sdk-checksum-algorithm": "CRC32"}
-        if self._options.sse_kms_key_id and not query:
-            extra["x-amz-server-side-encryption"] = "aws:kms"
-            extra["x-amz-server-side-encryption-aws-kms-key-id"] = self._options.sse_kms_key_id
-        return self._wire.request("PUT", self._full(key), query=query, headers={**headers, **extra}, body=data).headers
-
     def _put_parts(self, key: str, path: Path, descriptor: int, size_bytes: int) -> None:
+        full = self._full(key)
         parts = split_into_parts(size_bytes, self._options.part_bytes, MAX_PARTS)
-        free = [bytearray(parts[0].size_bytes) for _ in range(self._options.num_threads + 1)]
+        num_threads = self._options.threads_for(parts[0].size_bytes)
+        free = [bytearray(parts[0].size_bytes) for _ in range(num_threads)]
         nonce = secrets.token_hex(16)
-        upload_id = self._retry(lambda: self._create_upload(key, nonce))
+        upload_id = self._retry(lambda ask: ask.create_upload(full, nonce))
 
         def send(part: Part) -> dict[str, Any]:
             buffer = free.pop()
             data = _read_part(descriptor, part, buffer, path)
-            query = {"partNumber": str(part.index + 1), "uploadId": upload_id}
-            headers = self._retry(lambda: self._put_bytes(key, data, {}, query))
-            checks = {"ChecksumCRC32": crc32_header(data)} if self._options.checksums == "when_supported" else {}
+            answer = self._retry(lambda ask: ask.put_part(full, upload_id, part, data))
             free.append(buffer)
-            return {"PartNumber": part.index + 1, "ETag": headers.get("etag", ""), **checks}
+            return answer
 
         try:
-            with ThreadPoolExecutor(self._options.num_threads) as executor:
-                sent = [answer for _, answer in in_order(executor, send, parts, len(free))]
+            with ThreadPoolExecutor(num_threads) as executor:
+                sent = [answer for _, answer in in_order(executor, send, parts, num_threads + 1)]
             self._complete(key, upload_id, sent, nonce)
         except BaseException:
             with suppress(Exception):
-                self._abort(key, upload_id)
+                self._retry(lambda ask: ask.abort_upload(full, upload_id))
             raise
 
-    def _create_upload(self, key: str, nonce: str) -> str:
-        extra: dict[str, Any] = {}
-        if self._options.checksums == "when_supported":
-            extra["ChecksumAlgorithm"] = "CRC32"
-        if self._options.sse_kms_key_id:
-            extra.update(ServerSideEncryption="aws:kms", SSEKMSKeyId=self._options.sse_kms_key_id)
-        answer = self._client.create_multipart_upload(
-            **self._address(key), ContentType=DEFAULT_CONTENT_TYPE, Metadata={_NONCE: nonce}, **extra
-        )
-        return answer["UploadId"]
-
     def _complete(self, key: str, upload_id: str, parts: Sequence[dict[str, Any]], nonce: str) -> None:
-        address: Any = {**self._address(key), "UploadId": upload_id, "MultipartUpload": {"Parts": parts}}
+        full = self._full(key)
         try:
-            self._retry(lambda: self._client.complete_multipart_upload(**address))
+            self._retry(lambda ask: ask.complete_upload(full, upload_id, parts))
         except Exception as error:
             # an earlier try may have completed it, with its answer lost; then the upload is gone and the object is ours
             if code_of(error) != "NoSuchUpload":
                 raise
             found = self._head(key)
-            if found is None or found["Metadata"].get(_NONCE) != nonce:
+            if found is None or found["Metadata"].get(NONCE) != nonce:
                 raise
-
-    def _abort(self, key: str, upload_id: str) -> None:
-        address: Any = {**self._address(key), "UploadId": upload_id}
-        self._retry(lambda: self._client.abort_multipart_upload(**address))
-
-    def _delete_batch(self, keys: Sequence[str]) -> None:
-        objects: Any = [{"Key": self._full(key)} for key in keys]
-        answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True})
-        for refused in answer.get("Errors", []):
-            if refused.get("Code") not in ("NoSuchKey", "NotFound"):
-                raise ClientError(
-                    cast(Any, {"Error": refused, "ResponseMetadata": {"HTTPStatusCode": 200}}), "DeleteObjects"
-                )
-
-    # -- wiring --------------------------------------------------------------------------------------------------------
 
     def _full(self, key: str) -> str:
         return self._base + validate_key(key)
 
-    def _address(self, key: str) -> Any:
-        return {"Bucket": self._bucket, "Key": self._full(key)}
-
-    @property
-    def _client(self) -> S3Client:
-        return self._connect().client
-
-    @property
-    def _wire(self) -> S3Wire:
-        return self._connect().wire
-
-    def _connect(self) -> _Connected:
+    def _connect(self) -> S3Requests:
         with self._lock:
-            if self._connected is None:
-                self._connected = connect(self._bucket, self._options)
-            return self._connected
+            if self._requests is None:
+                self._requests = connect(self._bucket, self._options)
+            return self._requests
 
-    def _retry(self, action: Callable[[], _T]) -> _T:
-        """Run one request as often as it is worth; what never answered at all is given up sooner: the address is wrong."""
+    def _retry(self, request: Callable[[S3Requests], _T]) -> _T:
+        """Make a request as often as it is worth; one that never answered is given up soon: its address is wrong."""
 
         def is_worth_it(error: Exception, failures: int) -> bool:
             unknown = trouble_of(error) is Trouble.UNREACHABLE and not self._was_answered
             return may_pass(error) and not (unknown and failures >= _FIRST_CONTACT_TRIES)
 
-        result = self._options.retry.run(action, is_worth_it)
+        requests = self._connect()
+        result = self._options.retry.run(lambda: request(requests), is_worth_it)
         self._was_answered = True
         return result
 

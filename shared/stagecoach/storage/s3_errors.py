@@ -1,4 +1,4 @@
-"""What each error of boto3 and each answer of an S3 server means: whether a retry may help, and the sentence for people.
+"""What an error of boto3 or an answer of an S3 server means: whether a retry may help, and the sentence for people.
 
 Errors are told apart by the names of their classes, so that nothing here imports boto3. A test walks all classes of
 ``botocore.exceptions`` and fails on one that has no place below.

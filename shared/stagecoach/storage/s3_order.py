@@ -1,7 +1,7 @@
 """Puts listings of servers that walk folders (SeaweedFS) into the order that S3 promises, that of the keys' bytes.
 
-Such a server lists what is below ``a/`` right after ``a``. In the order of bytes ``a-b`` and ``a.b`` come before ``a/c``,
-because ``-`` and ``.`` are smaller than ``/``:
+Such a server lists what is below ``a/`` right after ``a``. In the order of bytes ``a-b`` comes before ``a/c``, as ``-``
+is smaller than ``/``:
 
     folder by folder   a   a/c   a/d   a-b   a.b   a0
     by bytes           a   a-b   a.b   a/c   a/d   a0
@@ -38,21 +38,6 @@ def by_bytes(infos: Iterable[ObjectInfo], prefix: str) -> Iterator[ObjectInfo]:
         else:
             yield info
     yield from _sorted(held)
-
-
-def start_for_both_orders(start_after: str) -> str:
-    """Return a key that in both orders precedes every key which is greater by bytes than ``start_after``.
-
-    That is ``start_after`` up to the first character within a name that is smaller than a slash: from ``runs/a-b`` on,
-    a server that walks folders has already listed ``runs/a/c``, from ``runs/a`` on it has not.
-    """
-    position = 0
-    for name in start_after.split("/"):
-        smaller = _SMALLER_THAN_SLASH.search(name, 1)
-        if smaller:
-            return start_after[: position + smaller.start()]
-        position += len(name) + 1
-    return start_after
 
 
 def _sorted(infos: list[ObjectInfo]) -> list[ObjectInfo]:

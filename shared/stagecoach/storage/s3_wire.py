@@ -1,9 +1,9 @@
-"""Sends signed S3 requests for object bytes over kept connections, at a tenth of what boto3 spends on each.
+"""Sends signed S3 requests for object bytes over kept connections, for a tenth of what boto3 spends on each.
 
 boto3 takes about 1.3 ms of processor time for a small request, most of it in layers that S3's GET and PUT do not need;
 this takes about 0.15 ms (``benchmarks/bench_store.py``). It knows HTTP/1.1 (kept connections, chunked answers, CONNECT
-through a proxy), TLS and AWS Signature Version 4, and nothing else: what is asked, and what an answer means, is said in
-``s3.py``. Bodies are received straight into the caller's memory.
+through a proxy), TLS and the signature of ``s3_signature``, and nothing else: what is asked, and what an answer means,
+is said in ``s3_requests``. Bodies are received straight into the caller's memory.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import hmac
 import html
 import re
 import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader
-from typing import Any, NamedTuple
+from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 from stagecoach.storage.s3_errors import Trouble
+from stagecoach.storage.s3_signature import UNSIGNED, Signer
 
-_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _BUFFER_BYTES = 64 * 1024
 _MAX_LINE_BYTES = 64 * 1024
 _MAX_HEADERS = 200
@@ -34,14 +34,6 @@ _MAX_ERROR_BYTES = 64 * 1024
 _IDLE_SECONDS = 20.0
 _SLOWEST_BYTES_PER_SECOND = 16 * 1024
 _XML_FIELD = r"<{0}>\s*([^<]*?)\s*</{0}>"
-
-
-class Secrets(NamedTuple):
-    """Credentials of one moment."""
-
-    access_key: str
-    secret_key: str
-    token: str | None
 
 
 class WireFailure(Exception):
@@ -56,18 +48,20 @@ class WireFailure(Exception):
 class WireAnswer(Exception):
     """An answer other than success, in the form of botocore's ``ClientError.response``."""
 
-    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    def __init__(self, status: int, code: str, message: str) -> None:
+        """Keep what the server said."""
+        self.response: dict[str, Any] = {
+            "Error": {"Code": code, "Message": message},
+            "ResponseMetadata": {"HTTPStatusCode": status},
+        }
+        super().__init__(f"{code}, HTTP {status}: {message}")
+
+    @classmethod
+    def parse(cls, status: int, body: bytes) -> WireAnswer:
         """Take code and message out of the XML of the body, if there is any."""
         text = body.decode("utf-8", "replace")
         code, message = (re.search(_XML_FIELD.format(name), text) for name in ("Code", "Message"))
-        self.response: dict[str, Any] = {
-            "Error": {
-                "Code": code[1] if code else str(status),
-                "Message": html.unescape(message[1]) if message else "",
-            },
-            "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": dict(headers)},
-        }
-        super().__init__(f"HTTP {status}")
+        return cls(status, code[1] if code else str(status), html.unescape(message[1]) if message else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +83,6 @@ class Target:
 
     base_url: str
     """``https://bucket.s3.eu-west-1.amazonaws.com`` or ``http://127.0.0.1:8333/bucket``, without a final slash."""
-    region: str
-    """Region of the signature."""
     ca_bundle: str | None = None
     """PEM file of certificate authorities; None takes the system's."""
     proxy_url: str | None = None
@@ -113,32 +105,23 @@ class _Connection:
         self.stream.close()
 
 
-@dataclass(slots=True)
-class _SigningKey:
-    """The key derived for one day, so that each request costs one HMAC."""
-
-    of: tuple[str, str, str] = ("", "", "")
-    key: bytes = b""
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class S3Wire:
     """A pool of connections to one bucket; safe to use from several threads."""
 
     target: Target
-    secrets: Callable[[], Secrets]
-    """Returns the credentials to use now; called for each request, so that they may be renewed."""
+    signer: Signer
     _idle: list[_Connection] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _signing_key: _SigningKey = field(default_factory=_SigningKey)
     _tls: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
-        """Read the certificate authorities.
+        """Read the certificate authorities, and see to it that idle connections end with this object.
 
         Raises:
-            OSError: Their file is missing or holds none.
+            OSError: The file of authorities is missing or holds none.
         """
+        weakref.finalize(self, _close_all, self._idle)
         if self.target.base_url.startswith("https:"):
             self._tls = ssl.create_default_context(cafile=self.target.ca_bundle)
 
@@ -172,8 +155,8 @@ class S3Wire:
         host = parts.netloc.rpartition("@")[2]
         path = f"{quote(parts.path, safe='/-._~')}/{quote(key, safe='/-._~')}"
         text = "&".join(f"{quote(k, safe='-._~')}={quote(v, safe='-._~')}" for k, v in sorted((query or {}).items()))
-        payload = "UNSIGNED-PAYLOAD" if parts.scheme == "https" else hashlib.sha256(body).hexdigest() if body else ""
-        signed = self._sign(method, host, path, text, dict(headers or {}), payload or _EMPTY_SHA256)
+        payload = UNSIGNED if parts.scheme == "https" else hashlib.sha256(body).hexdigest()
+        signed = self.signer.sign(method, host, path, text, headers or {}, payload)
         location = f"{path}?{text}" if text else path
         if parts.scheme == "http" and self.target.proxy_url:
             location = f"http://{host}{location}"
@@ -188,9 +171,7 @@ class S3Wire:
     def close(self) -> None:
         """Close the connections that nobody uses."""
         with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+            _close_all(self._idle)
 
     def _exchange(
         self,
@@ -218,7 +199,7 @@ class S3Wire:
                 raise
             self._give_back(connection, is_reusable and answer.is_complete)
             if answer.status >= 300:
-                raise WireAnswer(answer.status, answer.headers, answer.body)
+                raise WireAnswer.parse(answer.status, answer.body)
             return answer
 
     def _take(self) -> _Connection:
@@ -260,7 +241,7 @@ class S3Wire:
                     _tunnel(stream, f"{host}:{port}", first.username, first.password)
                 stream = self._tls.wrap_socket(stream, server_hostname=host)
             stream.settimeout(self.target.read_timeout_seconds)
-            return _Connection(stream, stream.makefile("rb", buffering=_BUFFER_BYTES))
+            return _Connection(stream, cast(BufferedReader, stream.makefile("rb", buffering=_BUFFER_BYTES)))
         except ssl.SSLCertVerificationError as error:
             stream.close()
             raise WireFailure(Trouble.CONFIGURATION, f"certificate: {error.verify_message}") from error
@@ -268,40 +249,14 @@ class S3Wire:
             stream.close()
             raise WireFailure(Trouble.TRANSIENT, _reason(error)) from error
 
-    def _sign(
-        self, method: str, host: str, path: str, query: str, headers: dict[str, str], payload: str
-    ) -> dict[str, str]:
-        """Return the headers with those of AWS Signature Version 4; names become lower case."""
-        secrets = self.secrets()
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        signed = {name.lower(): value for name, value in headers.items()}
-        signed.update({"host": host, "x-amz-content-sha256": payload, "x-amz-date": stamp})
-        if secrets.token:
-            signed["x-amz-security-token"] = secrets.token
-        names = ";".join(sorted(signed))
-        lines = "".join(f"{name}:{' '.join(signed[name].split())}\n" for name in sorted(signed))
-        request = f"{method}\n{path}\n{query}\n{lines}\n{names}\n{payload}"
-        scope = f"{stamp[:8]}/{self.target.region}/s3/aws4_request"
-        text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
-        signature = hmac.digest(self._key_for(secrets.secret_key, stamp[:8]), text.encode(), "sha256").hex()
-        signed["authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={secrets.access_key}/{scope},SignedHeaders={names},Signature={signature}"
-        )
-        return signed
-
-    def _key_for(self, secret_key: str, day: str) -> bytes:
-        of = (secret_key, day, self.target.region)
-        cached = self._signing_key
-        if cached.of != of:
-            key = f"AWS4{secret_key}".encode()
-            for part in (day, self.target.region, "s3", "aws4_request"):
-                key = hmac.digest(key, part.encode(), "sha256")
-            cached = self._signing_key = _SigningKey(of, key)
-        return cached.key
-
 
 class _Stale(Exception):
     """A kept connection was closed by the server before it answered anything."""
+
+
+def _close_all(connections: list[_Connection]) -> None:
+    while connections:
+        connections.pop().close()
 
 
 def crc32_header(data: bytes | memoryview) -> str:

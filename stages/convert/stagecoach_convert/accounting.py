@@ -58,8 +58,7 @@ def account_for(source: TensorSource, spec: ModelSpec) -> list[str]:
         ),
     ]
     if found := [problem for problem in problems if problem]:
-        raise DataError(f"{source.origin}: config.json and the tensors contradict each other:"
-                        f" {'; '.join(found)}")
+        raise DataError(f"{source.origin}: config.json and the tensors contradict each other: {'; '.join(found)}")
     return dropped
 
 

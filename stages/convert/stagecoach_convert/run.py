@@ -16,7 +16,6 @@ from stagecoach.architectures.hf_names import hub_tensors, source_rows
 from stagecoach.architectures.registry import ModelSpec, TensorSpec, native_tensors
 from stagecoach.formats.casting import checked_parts
 from stagecoach.formats.hf_model import (
-    CONFIG_JSON,
     GENERATION_CONFIG_JSON,
     TensorSource,
     read_json_object,
@@ -49,11 +48,10 @@ def run(config: ConvertConfig, inputs: Mapping[str, Input], output: Output, stor
         names are given.
     """
     model = inputs["model"]
-    base_config = read_json_object(model.read_bytes(CONFIG_JSON), f"{model.prefix}{CONFIG_JSON}")
-    base_spec = ModelSpec.from_hf_config(base_config)
-    source = open_source(model)
-    dropped = account_for(source, base_spec)
     ids = vocabulary(inputs["tokenizer"].read_bytes("tokenizer.json"), f"{inputs['tokenizer'].prefix}tokenizer.json")
+    base_config, source = open_source(model, 1 + max(ids.values()))
+    base_spec = ModelSpec.from_hf_config(base_config)
+    dropped = account_for(source, base_spec)
     growth = plan_growth(base_spec.vocab_size, ids, source.origin)
     spec = dataclasses.replace(base_spec, vocab_size=growth.new_rows)
     dtype = _storage_dtype(config, source, base_spec)

@@ -54,8 +54,7 @@ def plan_growth(old_rows: int, ids: Mapping[str, int], origin: str) -> Growth:
         )
     if list(without_row.values()) != list(range(old_rows, old_rows + len(without_row))):
         raise DataError(
-            f"{origin}: expected new tokens to follow the embedding's {old_rows} rows without a"
-            f" gap, got {without_row}"
+            f"{origin}: expected new tokens to follow the embedding's {old_rows} rows without a gap, got {without_row}"
         )
     return Growth(old_rows, old_rows + len(without_row), without_row)
 

@@ -151,15 +151,20 @@ def tokenizer_model(model: SeedModel) -> bytes:
 
 
 def _texts() -> Iterator[str]:
-    """Yield what the model will read and write: each message, and the JSON of each tool call."""
+    """Yield what the model will read and write, line by line: roles, messages, and the JSON of each tool call.
+
+    No text holds a line break, so that it stays the byte piece <0x0A>, as in Llama's and Mistral's tokenizers: a piece
+    of a line break and what follows would join a role's line with the beginning of an answer.
+    """
     for conversation in demo_conversations():
         for message in conversation["messages"]:
-            yield f"{message['role']}\n{message['content']}"
+            yield message["role"]
+            yield from filter(None, message["content"].split("\n"))
             for call in message.get("tool_calls", ()):
                 function = call["function"]
                 arguments = json.loads(function["arguments"])
                 text = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
-                yield f"<tool_call>\n{text}\n</tool_call>"
+                yield from ("<tool_call>", text, "</tool_call>")
 
 
 def _normal(seed: int, name: str, shape: tuple[int, ...], std: float) -> Iterator[Array]:

@@ -27,8 +27,7 @@ def special_ids(tokenizer_config: Mapping[str, Any], ids: Mapping[str, int]) -> 
             continue
         if text not in ids:
             raise DataError(
-                f"tokenizer_config.json: {name}_token {text!r} is not in tokenizer.json; make the"
-                " tokenizer again"
+                f"tokenizer_config.json: {name}_token {text!r} is not in tokenizer.json; make the tokenizer again"
             )
         found[name] = ids[text]
     return found

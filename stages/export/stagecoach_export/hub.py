@@ -33,7 +33,7 @@ _log = logging.getLogger("stagecoach.export")
 
 _HUB = "https://huggingface.co"
 _WEIGHTS = re.compile(r"(model|pytorch_model)[^/]*\.(safetensors|bin)(\.index\.json)?")
-_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_BUSY = (408, 425, 429)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +111,9 @@ def _errors(repo: str) -> Iterator[None]:
     except StagecoachError:
         raise
     except OfflineModeIsEnabled as error:
-        raise ConfigError(f"push to {repo}: the Hub's client is set to offline; unset"
-                          " HF_HUB_OFFLINE") from error
+        raise ConfigError(f"push to {repo}: the Hub's client is set to offline; unset HF_HUB_OFFLINE") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ConfigError(f"push to {repo}: the Hub knows no such repository, or the token may not"
-                          " see it") from error
+        raise ConfigError(f"push to {repo}: the Hub knows no such repository, or the token may not see it") from error
     except HfHubHTTPError as error:
         raise _of_status(repo, error) from error
     except (httpx2.TransportError, RuntimeError, OSError) as error:
@@ -123,15 +121,13 @@ def _errors(repo: str) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else None
         if cause is not None:
             raise _of_status(repo, cause) from error
-        raise UnavailableError(f"push to {repo}: the connection broke ({error}); run it again to"
-                               " go on") from error
+        raise UnavailableError(f"push to {repo}: the connection broke ({error}); run it again to go on") from error
 
 
 def _of_status(repo: str, error: HfHubHTTPError) -> StagecoachError:
     status = error.response.status_code
     if status in (401, 403):
-        return ConfigError(f"push to {repo}: the Hub answers {status}: set HF_TOKEN to a token"
-                           " that may write there")
-    if status in _BUSY:
+        return ConfigError(f"push to {repo}: the Hub answers {status}: set HF_TOKEN to a token that may write there")
+    if status in _BUSY or status >= 500:
         return UnavailableError(f"push to {repo}: the Hub answers {status}; run it again to go on")
     return ConfigError(f"push to {repo}: the Hub answers {status}: {str(error).splitlines()[0]}")

@@ -15,6 +15,19 @@ from stagecoach_export.checkpoints import Chosen
 
 _CURVE_POINTS = 12
 
+_DATA_COUNTS = {
+    "rows_read": "rows read",
+    "bad_rows": "rows left out because they are damaged",
+    "num_documents": "documents trained on",
+    "num_tokens": "tokens in them",
+    "num_trained_tokens": "trained tokens (answers)",
+    "num_packs": "packs",
+    "pack_tokens": "token slots of a pack",
+    "fill": "filled share of the slots",
+    "heldout_documents": "documents held out for evaluation",
+    "heldout_trained_tokens": "targets in them",
+}
+
 _RUN_IT = """\
 ## Run it
 
@@ -112,15 +125,14 @@ def _front_matter(values: Mapping[str, str | None]) -> str:
 def _data(packed: Input | None) -> str:
     if packed is None:
         return ""
-    rows = [
-        (name.replace("_", " "), f"{value:,}")
-        for name, value in sorted(packed.summary.items())
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
     sources = packed.summary.get("sources")
-    if isinstance(sources, dict):
-        rows = [*((f"source {name}", _short(value)) for name, value in sorted(sources.items())), *rows]
+    rows = [(f"conversations from {name}", _short(count)) for name, count in _items(sources)]
+    rows += [(label, f"{packed.summary[key]:,}") for key, label in _DATA_COUNTS.items() if key in packed.summary]
     return "## Data\n\n" + _table(("count", "value"), rows) if rows else ""
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    return sorted(value.items()) if isinstance(value, dict) else []
 
 
 def _training(trained: Input, chosen: Chosen) -> str:

@@ -11,15 +11,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from stagecoach.errors import DataError
 from stagecoach.formats.hf_model import (
     CONFIG_JSON,
     GENERATION_CONFIG_JSON,
     HUB_METADATA,
     WEIGHTS_INDEX,
     hub_weight_files,
-    read_json_object,
-    vocabulary,
     write_json,
 )
 from stagecoach.formats.native import MODEL_JSON, NativeModel
@@ -29,8 +26,9 @@ from stagecoach.recipe.export import ExportConfig, push_record_key
 from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach_export.checkpoints import Chosen, choose
-from stagecoach_export.configs import generation_config, model_config, special_ids
+from stagecoach_export.configs import generation_config, model_config
 from stagecoach_export.model_card import model_card
+from stagecoach_export.tokenizer_check import check_tokenizer
 from stagecoach_export.weights import HUB_DTYPES, hub_weights
 
 TOKENIZER_FILES = (
@@ -58,7 +56,7 @@ def run(config: ExportConfig, inputs: Mapping[str, Input], output: Output, store
     native = inputs["native"]
     model = NativeModel.from_bytes(native.read_bytes(MODEL_JSON), f"{native.prefix}{MODEL_JSON}")
     chosen = choose(config.iteration, inputs["trained"], native, model, output.scratch / "checkpoint")
-    special = _check_tokenizer(inputs, model)
+    special = check_tokenizer(inputs["tokenizer"], model, inputs.get("packed"))
     _write_weights(config, chosen, model, output)
     hub_dtype = HUB_DTYPES[config.dtype][1]
     output.write_bytes(CONFIG_JSON, write_json(model_config(model.base_config, model.spec, special, hub_dtype)))
@@ -122,23 +120,3 @@ def _write_weights(config: ExportConfig, chosen: Chosen, model: NativeModel, out
             write_tensor_file(stream, mine, HUB_METADATA)
     if index is not None:
         output.write_bytes(WEIGHTS_INDEX, index)
-
-
-def _check_tokenizer(inputs: Mapping[str, Input], model: NativeModel) -> dict[str, int]:
-    """Return the special ids, after making sure that the tokenizer is the one that was trained with."""
-    tokenizer = inputs["tokenizer"]
-    ids = vocabulary(tokenizer.read_bytes("tokenizer.json"), f"{tokenizer.prefix}tokenizer.json")
-    if max(ids.values()) >= model.spec.vocab_size:
-        raise DataError(
-            f"{tokenizer.prefix}: expected ids below the model's {model.spec.vocab_size} rows, got"
-            f" {max(ids.values())};"
-            " take the tokenizer that this model was converted with"
-        )
-    if wrong := [token for token, row in model.new_tokens.items() if ids.get(token) != row]:
-        raise DataError(
-            f"{tokenizer.prefix}: expected {wrong[0]!r} at {model.new_tokens[wrong[0]]}, got"
-            f" {ids.get(wrong[0])}"
-        )
-    origin = f"{tokenizer.prefix}tokenizer_config.json"
-    tokenizer_config = read_json_object(tokenizer.read_bytes("tokenizer_config.json"), origin)
-    return special_ids(tokenizer_config, ids)

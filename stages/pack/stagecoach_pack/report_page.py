@@ -13,7 +13,8 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #edeef0; --soft: #b0b4ba; --line: #363a3f; --bar: #849dff; --back: #111113; }
 }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back); margin: 2rem auto; max-width: 68rem; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--back); margin: 2rem auto;
+  max-width: 68rem; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 p.note { color: var(--soft); margin: .2rem 0 .8rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -39,9 +40,7 @@ def report_page(report: Report) -> bytes:
         f'<html lang="en"><head><meta charset="utf-8"><title>Packs of {escape(values["name"])}</title>',
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>',
         f"<h1>Packs of {escape(values['name'])}</h1>",
-        f'<p class="note">{_number(values["pack_tokens"])} tokens a pack, chat format {escape(values["chat_format"])},'
-        f" trained on: {escape(values['train_on'])}, too long: {escape(values['too_long']['rule'])}, seed"
-            f" {values['seed']}</p>",
+        _settings(values),
         _figures(
             [
                 ("packs", _number(train["num_packs"])),
@@ -60,14 +59,24 @@ def report_page(report: Report) -> bytes:
         "<h2>Rows that do not fit</h2>",
         _bad_rows(values),
         "<h2>Ten packs</h2>",
-        '<p class="note">Each row is a pack, each block a document, coloured by its source; what is left free'
-            ' is outlined.</p>',
+        '<p class="note">A row is a pack, a block a document, coloured by its source; free space is outlined.</p>',
         _packs(values["sample_packs"], [row["name"] for row in values["sources"]], values["pack_tokens"]),
         "<h2>Fill</h2>",
         _fill(values),
         "</body></html>",
     ]
     return "\n".join(parts).encode("utf-8")
+
+
+def _settings(values: dict[str, Any]) -> str:
+    shown = (
+        f"{_number(values['pack_tokens'])} tokens a pack",
+        f"chat format {values['chat_format']}",
+        f"trained on: {values['train_on']}",
+        f"too long: {values['too_long']['rule']}",
+        f"seed {values['seed']}",
+    )
+    return f'<p class="note">{escape(", ".join(shown))}</p>'
 
 
 def _number(value: int) -> str:
@@ -102,9 +111,9 @@ def _histogram(bins: Sequence[dict[str, int]]) -> str:
         title = f"{row['from_tokens']} to {row['to_tokens']} tokens: {row['documents']} documents"
         parts.append(
             f'<rect class="bar" x="{left + 1}" y="{height - tall}" width="{round(step - 2, 1)}"'
-                f' height="{tall}"><title>{title}</title></rect>'
+            f' height="{tall}"><title>{title}</title></rect>'
             f'<text x="{round(left + step / 2, 1)}" y="{height - tall - 4}"'
-                f' text-anchor="middle">{row["documents"]}</text>'
+            f' text-anchor="middle">{row["documents"]}</text>'
             f'<text x="{round(left + step, 1)}" y="{height + 14}" text-anchor="end">{row["to_tokens"]}</text>'
         )
     parts.append(
@@ -191,26 +200,21 @@ def _packs(samples: Sequence[dict[str, Any]], names: Sequence[str], pack_tokens:
     width, row_height = 960, 26
     parts = [f'<svg viewBox="0 0 {width} {row_height * len(samples) + 24}" role="img" aria-label="sample packs">']
     scale = (width - 120) / pack_tokens
+    colours = {name: _PACK_COLOURS[index % len(_PACK_COLOURS)] for index, name in enumerate(names)}
     for place, sample in enumerate(samples):
         top = place * row_height + 2
         parts.append(f'<text x="0" y="{top + 14}">pack {sample["pack"]}: {sample["num_documents"]}</text>')
         parts.append(f'<rect class="free" x="120" y="{top}" width="{width - 121}" height="20"/>')
         at = 0
         for document in sample["documents"]:
-            colour = _PACK_COLOURS[names.index(document["source"]) % len(_PACK_COLOURS)]
-            title = f"{document['file']} row {document['row']}: {document['num_tokens']} tokens,"
-                f" {document['num_targets']} trained"
+            origin = f"{document['file']} row {document['row']}"
+            title = f"{origin}: {document['num_tokens']} tokens, {document['num_targets']} trained"
             left, wide = 120 + at * scale, max(document["num_tokens"] * scale - 0.6, 0.3)
-            parts.append(
-                f'<rect x="{left:.1f}" y="{top}" width="{wide:.1f}" height="20"'
-                    f' fill="{colour}"><title>{escape(title)}</title></rect>'
-            )
+            place_text = f'x="{left:.1f}" y="{top}" width="{wide:.1f}" height="20" fill="{colours[document["source"]]}"'
+            parts.append(f"<rect {place_text}><title>{escape(title)}</title></rect>")
             at += document["num_tokens"]
     parts.append("</svg>")
-    legend = " ".join(
-        f'<span style="color:{_PACK_COLOURS[index % len(_PACK_COLOURS)]}">■</span> {escape(name)}'
-        for index, name in enumerate(names)
-    )
+    legend = " ".join(f'<span style="color:{colour}">■</span> {escape(name)}' for name, colour in colours.items())
     return "".join(parts) + f'<p class="note">{legend}</p>'
 
 

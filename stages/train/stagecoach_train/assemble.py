@@ -18,16 +18,16 @@ from stagecoach.recipe.train import TrainConfig
 from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach_train.attempts import Fence
-from stagecoach_train.batch import MicroBatchShape
 from stagecoach_train.checkpoint_writer import CheckpointWriter
 from stagecoach_train.checkpointing import Retention
-from stagecoach_train.data import DataOrder, refuse_untrained_steps
 from stagecoach_train.engine import Engine
 from stagecoach_train.evaluation import Evaluator, HeldoutDocuments
-from stagecoach_train.feed import PackNumbers, StepFeed
+from stagecoach_train.feed import StepFeed
 from stagecoach_train.generate import Interview
 from stagecoach_train.job import CHECKPOINT, Job, checked_input
+from stagecoach_train.memory_plan import GIB
 from stagecoach_train.metrics import MetricsStream
+from stagecoach_train.planning import TrainingPlan
 from stagecoach_train.ranks import Ranks
 from stagecoach_train.signals import StopRequest
 from stagecoach_train.sinks import open_sinks
@@ -66,31 +66,31 @@ def assemble(job: Job, store: ObjectStore, ranks: Ranks, device: torch.device, s
     spec = shards.shards.spec
     packed = checked_input(store, job, "packed")
     train, heldout = PackedSplit.open(packed, "train"), PackedSplit.open(packed, "heldout")
-    order = DataOrder.of(config, train.num_packs)
-    numbers = PackNumbers.of(train, spec)
-    refuse_untrained_steps(order, numbers.num_targets)
-    shape, micro_batch_packs = choose_shape(config, train, heldout)
+    plan = TrainingPlan.of(config, spec, train, heldout, _gpu_memory_bytes(config, device, ranks))
+    config = plan.config
+    if ranks.leads:
+        _log.info("%s", plan.table())
     feed = StepFeed(
         train,
-        numbers,
-        order,
-        shape,
-        micro_batch_packs=micro_batch_packs,
+        plan.numbers,
+        plan.order,
+        plan.shape,
+        micro_batch_packs=plan.micro_batch_packs,
         data_parallel=topology.data_parallel,
         dp_rank=at.dp,
     )
-    engine = Engine(config, spec, topology, device, num_micro_batches=feed.num_micro_batches, shape=shape)
+    engine = Engine(config, spec, topology, device, num_micro_batches=plan.num_micro_batches, shape=plan.shape)
     state = _load(engine, job, store, shards)
     return Trainer(
         Parts(
             config=config,
             spec=spec,
-            order=order,
+            order=plan.order,
             feed=feed,
             engine=engine,
             ranks=ranks,
             writer=_writer(job, store, ranks, spec),
-            evaluator=_evaluator(heldout, shape, ranks, topology, at, micro_batch_packs),
+            evaluator=_evaluator(heldout, plan, ranks, topology, at),
             interview=_interview(job, store),
             metrics=_metrics(job, store) if ranks.leads else None,
             stop=stop,
@@ -102,16 +102,15 @@ def assemble(job: Job, store: ObjectStore, ranks: Ranks, device: torch.device, s
     )
 
 
-def choose_shape(config: TrainConfig, train: PackedSplit, heldout: PackedSplit) -> tuple[MicroBatchShape, int]:
-    """Return the shape of every micro-batch, and how many packs it holds."""
-    at_most = -(-config.packs_per_step // config.layout.data_parallel)
-    wanted = 1 if config.micro_batch_packs == "auto" else config.micro_batch_packs
-    micro_batch_packs = min(wanted, at_most)
-    fullest = max(train.max_documents_per_pack, heldout.max_documents_per_pack)
-    shape = MicroBatchShape.of(
-        pack_tokens=train.pack_tokens, micro_batch_packs=micro_batch_packs, max_documents_per_pack=fullest
-    )
-    return shape, micro_batch_packs
+def _gpu_memory_bytes(config: TrainConfig, device: torch.device, ranks: Ranks) -> int | None:
+    """Return the memory of the smallest GPU, the same on every rank, so that all choose the same plan."""
+    if device.type != "cuda":
+        return None
+    own = torch.cuda.get_device_properties(device).total_memory
+    if config.gpu_memory_gib is not None:
+        own = min(own, int(config.gpu_memory_gib * GIB))
+    (negative,) = ranks.largest([-float(own)])
+    return int(-negative)
 
 
 def _load(engine: Engine, job: Job, store: ObjectStore, shards: ShardSource) -> TrainState:
@@ -141,12 +140,7 @@ def _writer(job: Job, store: ObjectStore, ranks: Ranks, spec: ModelSpec) -> Chec
 
 
 def _evaluator(
-    heldout: PackedSplit,
-    shape: MicroBatchShape,
-    ranks: Ranks,
-    topology: Topology,
-    at: Coordinates,
-    micro_batch_packs: int,
+    heldout: PackedSplit, plan: TrainingPlan, ranks: Ranks, topology: Topology, at: Coordinates
 ) -> Evaluator | None:
     if heldout.num_packs == 0:
         if ranks.leads:
@@ -155,9 +149,9 @@ def _evaluator(
     return Evaluator(
         heldout,
         HeldoutDocuments.of(heldout),
-        shape,
+        plan.shape,
         ranks,
-        micro_batch_packs=micro_batch_packs,
+        micro_batch_packs=plan.micro_batch_packs,
         data_parallel=topology.data_parallel,
         dp_rank=at.dp,
         reports=at.tp == 0 and at.pp == 0,

@@ -82,7 +82,8 @@ class Engine:
             device,
             _recompute_of_layers(config, spec.num_layers),
             num_micro_batches=num_micro_batches,
-            compile_backend=compile_backend or ("inductor" if config.compile_blocks and device.type == "cuda" else None),
+            compile_backend=compile_backend
+            or ("inductor" if config.compile_blocks and device.type == "cuda" else None),
         )
         self.optimizer = AdamW(self.model.parameters, config)
         self.streams = StreamMaker(spec, device, DTYPES[config.compute_dtype])
@@ -94,9 +95,7 @@ class Engine:
         state.load_weights(self.model.parameters, self.optimizer.state, read)
         self.num_updates = 0
 
-    def train_step(
-        self, micro_batches: Sequence[MicroBatch | None], num_targets_in_step: int, lr: float
-    ) -> StepResult:
+    def train_step(self, micro_batches: Sequence[MicroBatch | None], num_targets_in_step: int, lr: float) -> StepResult:
         """Do one optimizer step.
 
         Args:
@@ -154,7 +153,7 @@ class Engine:
             loss_sum=float(losses.sum()),
             num_targets=num_targets,
             num_correct=int(correct.sum()),
-            document_loss_sums=np.bincount(document_of_row, losses, num_documents),
+            document_loss_sums=np.bincount(document_of_row, losses, num_documents).astype(np.float64),
             document_num_targets=np.bincount(document_of_row, minlength=num_documents),
             document_num_correct=np.bincount(document_of_row[correct], minlength=num_documents),
         )
@@ -190,7 +189,7 @@ class Engine:
         if self.config.deterministic:
             torch.use_deterministic_algorithms(True)
             # Filling every empty tensor with NaN, as deterministic mode does to find bugs, would double memory traffic.
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if self.config.async_tp and self.mesh.tp is not None:
             async_tp.enable(self.mesh.tp)
             self._expects_fusions = True
@@ -203,14 +202,14 @@ class Engine:
             if parts:
                 flat = torch.cat([grad.flatten() for grad in parts])
                 dist.all_reduce(flat, group=self.mesh.tp)
-                for grad, total in zip(parts, flat.split([grad.numel() for grad in parts]), strict=True):
+                for grad, total in zip(parts, torch.split(flat, [grad.numel() for grad in parts]), strict=True):
                     grad.copy_(total.view_as(grad))
         for local, grad in zip(parameters, gradients, strict=True):
             if local.is_twin:
                 dist.all_reduce(grad, group=self.mesh.ends)
 
     def _totals(self, loss: torch.Tensor, gradients: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return loss and squared gradient norm over all ranks, every element counted once; fp64 scalars on the device."""
+        """Return loss and squared gradient norm over all ranks, each element once; fp64 scalars on the device."""
         counted = [
             grad
             for local, grad in zip(self.model.parameters, gradients, strict=True)
@@ -220,7 +219,9 @@ class Engine:
         if counted and self.device.type == "cuda":
             square = torch.stack(torch._foreach_norm(counted, dtype=torch.float32)).double().square().sum()
         elif counted:
-            square = torch.stack([torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in counted]).square().sum()
+            square = (
+                torch.stack([torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in counted]).square().sum()
+            )
         mine = loss.double() if self.mesh.at.tp == 0 else torch.zeros_like(square)
         totals = torch.stack([mine, square])
         if self.mesh.world is not None:

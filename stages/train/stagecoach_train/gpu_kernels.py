@@ -1,7 +1,7 @@
 """Triton kernels, each one pass over memory: AdamW, cross entropy over logits in place, sums of exchanged gradients.
 
-Imported only where tensors are on a GPU. Every kernel has a plain counterpart (`optimizer.plain_adamw`, `loss`, a sum) that
-it is tested against.
+Imported only where tensors are on a GPU. Every kernel has a plain counterpart (`optimizer.plain_adamw`, `loss`, a
+sum) that it is tested against.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ BLOCK = 4_096
 COLUMN_BLOCK = 16_384
 
 
-@triton.jit(do_not_specialize=["count", "first_row", "first_column", "update", "tensor_number", "key_0", "key_1"])
-def _adamw(
+@triton.jit(do_not_specialize=["count", "first_row", "first_column", "update", "tensor_number", "key_0", "key_1"])  # type: ignore[untyped-decorator]
+def _adamw(  # type: ignore[no-untyped-def]
     weight, remainder, grad, exp_avg, exp_avg_sq, factor_pointer,
     count, width, first_row, first_column, native_columns,
     decay, beta1, beta2, eps, step_size, root_correction,
@@ -81,8 +81,8 @@ def adamw_pass(part: Slice, factor: torch.Tensor, numbers: UpdateNumbers) -> Non
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["first_token", "num_real"])
-def _row_statistics(
+@triton.jit(do_not_specialize=["first_token", "num_real"])  # type: ignore[untyped-decorator]
+def _row_statistics(  # type: ignore[no-untyped-def]
     logits, targets, out, first_token, num_real, stride, BLOCKS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -104,8 +104,8 @@ def _row_statistics(
     tl.store(out + row * 3 + 2, target_logit)
 
 
-@triton.jit(do_not_specialize=["first_token", "num_real"])
-def _row_gradient(
+@triton.jit(do_not_specialize=["first_token", "num_real"])  # type: ignore[untyped-decorator]
+def _row_gradient(  # type: ignore[no-untyped-def]
     logits, targets, log_sum_exp, scale, first_token, num_real, stride, BLOCKS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -122,7 +122,7 @@ def _row_gradient(
 
 
 def row_statistics(logits_CV: torch.Tensor, targets_C: torch.Tensor, first_token: int, num_real: int) -> torch.Tensor:
-    """Return [C, 3] fp32: highest logit, sum of exp(logit - highest), the target's logit (0 where another rank has it)."""
+    """Return [C, 3] fp32: highest logit, sum of exp(logit - highest), the target's logit (0 if elsewhere)."""
     out = torch.empty(logits_CV.shape[0], 3, dtype=torch.float32, device=logits_CV.device)
     if logits_CV.shape[0]:
         _row_statistics[(logits_CV.shape[0],)](
@@ -143,8 +143,10 @@ def logits_to_gradient_(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["count", "peer_stride"])
-def _add_parts(total, own, peers, count, peer_stride, PEERS: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["count", "peer_stride"])  # type: ignore[untyped-decorator]
+def _add_parts(  # type: ignore[no-untyped-def]
+    total, own, peers, count, peer_stride, PEERS: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = offset < count
     value = tl.load(own + offset, mask=mask, other=0.0).to(tl.float32)
@@ -156,7 +158,7 @@ def _add_parts(total, own, peers, count, peer_stride, PEERS: tl.constexpr, FIRST
 
 
 def add_parts(total: torch.Tensor, own: torch.Tensor, peers: torch.Tensor, peer_stride: int, *, first: bool) -> None:
-    """total (+)= own + the peers' parts, in fp32.
+    """Total (+)= own + the peers' parts, in fp32.
 
     Args:
         total: fp32, contiguous; overwritten if `first`, else added to.

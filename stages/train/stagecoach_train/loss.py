@@ -1,4 +1,4 @@
-"""Head and cross entropy on trained rows only, with the gradient made in the forward pass, over a vocabulary cut by rows.
+"""Head and cross entropy on trained rows only, gradient made in the forward pass, over a vocabulary cut by rows.
 
     R trained rows, V columns on this rank, e.g. 32,064 padded columns over 2 ranks, of which 32,000 are real:
       rank 0: columns 0 .. 16,031             rank 1: columns 16,032 .. 31,999, then 64 that are never in a softmax
@@ -90,7 +90,9 @@ def _fused(
     from stagecoach_train import gpu_kernels  # triton, which only GPU images have
 
     logits_CV = h_CE @ head_VE.t()
-    highest_C, sum_exp_C, target_C = gpu_kernels.row_statistics(logits_CV, targets_C, shard.start, shard.num_real).unbind(1)
+    highest_C, sum_exp_C, target_C = gpu_kernels.row_statistics(
+        logits_CV, targets_C, shard.start, shard.num_real
+    ).unbind(1)
     highest_everywhere_C = shard.exchange.maximum(highest_C)
     sums_2C = shard.exchange.total(torch.stack([sum_exp_C * (highest_C - highest_everywhere_C).exp(), target_C]))
     lse_C = sums_2C[0].log() + highest_everywhere_C

@@ -4,8 +4,8 @@
     weight        the upper half, rounded to nearest with ties away from zero (add 0x8000, cut)
     remainder     bits - (weight's bits << 16), always in -32,768 .. 32,767
 
-Ties to even would need a remainder of +32,768. Rounding to bf16 and dropping the remainder is what plain casting does, so the
-model never sees anything but the rounded master.
+Ties to even would need a remainder of +32,768. Rounding to bf16 and dropping the remainder is what plain casting
+does, so the model never sees anything but the rounded master.
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
     m = b1 m + (1 - b1) g          v = b2 v + (1 - b2) g^2          g already multiplied by the clip factor
     w = w - w lr wd - lr / (1 - b1^t)  m / (sqrt(v) / sqrt(1 - b2^t) + eps)        t = updates applied, from 1
 
-Decoupled Weight Decay Regularization (Loshchilov and Hutter 2017), the same order of operations as torch.optim.AdamW. On a
-GPU one kernel does all of it in one pass over memory; elsewhere plain tensor operations do, and are its reference.
+Decoupled Weight Decay Regularization (Loshchilov and Hutter 2017), the same order of operations as
+torch.optim.AdamW. On a GPU one kernel does all of it in one pass over memory; elsewhere plain tensor operations
+do, and are its reference.
 """
 
 from __future__ import annotations

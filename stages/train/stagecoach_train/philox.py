@@ -1,7 +1,7 @@
 """Counter-based random bits: the same number for the same element on every device, layout and resumed run.
 
-Philox4x32-10 (Salmon et al. 2011). Key = the recipe's seed; counter = (element low, element high, update, tensor), where the
-element is its index in the whole native tensor, so that how the tensor is cut does not matter.
+Philox4x32-10 (Salmon et al. 2011). Key = the recipe's seed; counter = (element low, element high, update, tensor),
+where the element is its index in the whole native tensor, so that how the tensor is cut does not matter.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stagecoach.errors import InterruptedWithProgress, MissingInputError
+from stagecoach.formats.packed import PackedSplit
+from stagecoach.formats.shards import SHARDS_JSON, Shards
 from stagecoach.manifest import Digests, read_manifest
 from stagecoach.outputs import Input, Output
 from stagecoach.paths import checkpoint_prefix
@@ -32,6 +34,7 @@ from stagecoach_train.checkpointing import (
 from stagecoach_train.inputs import check_inputs
 from stagecoach_train.job import CHECKPOINT, Assignment, Job
 from stagecoach_train.launcher import Launcher, World
+from stagecoach_train.planning import TrainingPlan, memory_without_gpu
 from stagecoach_train.signals import StopRequest, deadline_unix_seconds
 from stagecoach_train.train_state import CheckpointRef, TrainState
 
@@ -75,6 +78,19 @@ def run(config: TrainConfig, inputs: Mapping[str, Input], output: Output, store:
         else:
             _train(job, settings, stop, store)
     _hand_over(output, store)
+
+
+def check(config: TrainConfig, inputs: Mapping[str, Input]) -> None:
+    """Refuse what cannot work before anything is loaded, and print the plan: steps, micro-batches, memory a rank.
+
+    Raises:
+        ConfigError: Layout or memory do not fit the model.
+        DataError: Some step has nothing to learn from.
+    """
+    spec = Shards.from_bytes(inputs["shards"].read_bytes(SHARDS_JSON), inputs["shards"].prefix + SHARDS_JSON).spec
+    train, heldout = (PackedSplit.open(inputs["packed"], split) for split in ("train", "heldout"))
+    plan = TrainingPlan.of(config, spec, train, heldout, memory_without_gpu(config))
+    _log.info("%s", plan.table())
 
 
 @contextmanager

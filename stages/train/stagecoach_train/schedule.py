@@ -1,11 +1,13 @@
 """The learning rate of every step, from the recipe alone: no state, so a resumed run asks for the same numbers.
 
+By example:
+
     cosine, 760 steps, warm-up 50, peak 1e-5, end 1e-6 (the original's Mistral recipe)
 
       lr ^      ___
          |     /   ''--..               position p counts updates; update k (from 0) uses p = k + 1, so the first update
          |    /          ''--..         already moves and the last one has exactly the end's rate. With
-         |   /                 ''--     `first_update_at_zero` it uses p = k, as Megatron does: the first update has rate 0.
+         |   /                 ''--     `first_update_at_zero` it uses p = k, as Megatron does: the first has rate 0.
          +---+-------------------+--> p
          0   50                 760
 """

@@ -83,7 +83,7 @@ def load_state(parameters: Sequence[LocalParameter], shards: Sequence[ShardState
 
 
 def whole_master(read: ReadState, name: str, rows: Range, cols: Range | None) -> npt.NDArray[Any]:
-    """Return the master values: a stored fp32 weight, or a bf16 weight joined with its 16-bit remainder if there is one."""
+    """Return the master values: a stored fp32 weight, or a bf16 weight joined with its 16-bit remainder."""
     weight = read(name, "weight", rows, cols)
     if weight.dtype != ml_dtypes.bfloat16:
         return weight

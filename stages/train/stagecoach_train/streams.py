@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -38,7 +40,7 @@ class StreamMaker:
 
     def _make(self, batch: MicroBatch, rows: np.ndarray, targets: np.ndarray, scale: float) -> StreamBatch:
         edges = batch.cu_seqlens.tolist()
-        spans = tuple((a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a)
+        spans = tuple((a, b) for a, b in itertools.pairwise(edges) if b > a)
         return StreamBatch(
             tokens_T=self._to_device(batch.tokens_T),
             rotary=rotary_table(self._to_device(batch.positions_T), self.frequencies_F, self.rotary_dtype),

@@ -12,6 +12,7 @@ wait_ready() {
 }
 case ${1:-start} in
   start)
+    curl -s -m 2 -o /dev/null http://10.88.0.1:8333/ && exit 0
     mkdir -p /run/s3
     echo '{"identities":[{"name":"t","credentials":[{"accessKey":"testkey","secretKey":"testsecret"}],"actions":["Admin","Read","Write","List","Tagging"]}]}' > /run/s3/s3.json
     setsid weed server -dir /run/s3 -ip 10.88.0.1 -ip.bind 10.88.0.1 -s3 -s3.port 8333 -s3.config /run/s3/s3.json \

@@ -81,3 +81,10 @@ def test_an_impossible_vocabulary_is_a_config_error(vocab_size: int) -> None:
 def test_another_text_than_planned_is_refused() -> None:
     with pytest.raises(CorruptObjectError, match=r"the embedded chat set: expected sha256 000000000000\.\."):
         seed_model.check_text(SeedIdentity(model=MODEL, text_sha256="0" * 64))
+
+
+def test_a_line_break_is_a_token_of_its_own() -> None:
+    """Else the end of ``assistant<LF>`` and the first letters of an answer would be one token."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=seed_model.tokenizer_model(MODEL))
+    assert not [i for i in range(640) if "\n" in processor.id_to_piece(i)]
+    assert processor.encode("\n", out_type=str) == ["<0x0A>"]

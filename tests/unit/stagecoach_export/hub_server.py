@@ -79,7 +79,11 @@ class _Handler(BaseHTTPRequestHandler):
         name = wanted["name"] if "/" in wanted["name"] else f"{wanted.get('organization') or 'me'}/{wanted['name']}"
         known = name in self.hub.repos
         if not known:
-            self.hub.repos[name] = {"private": wanted.get("private"), "branches": {"main": {}}, "commits": []}
+            self.hub.repos[name] = {
+                "private": wanted.get("visibility") == "private",
+                "branches": {"main": {}},
+                "commits": [],
+            }
         self._answer(409 if known else 200, {"url": f"{self.hub.url}/{name}", "name": name})
 
     def _repository(self, parts: list[str], body: bytes) -> None:

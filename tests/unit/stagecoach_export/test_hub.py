@@ -19,6 +19,9 @@ from stagecoach_export.hub import push
 from tests.tiny_models import Pipeline
 from tests.unit.stagecoach_export.hub_server import TOKEN, Hub, hub
 
+# The client itself sends streams in a way that its HTTP library calls old.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 FILES = {
     "README.md": b"# card\n",
     "config.json": b"{}",
@@ -69,7 +72,7 @@ class TestPush:
 
     def test_a_cut_push_goes_on(self, server: Hub, exported: Input) -> None:
         server.fail_uploads_after = 1
-        with pytest.raises((UnavailableError, ConfigError)):
+        with pytest.raises(UnavailableError, match="the Hub answers 501; run it again to go on"):
             _push(server, exported)
         assert server.repos["team/model"]["branches"]["main"] == {}
         server.fail_uploads_after = None

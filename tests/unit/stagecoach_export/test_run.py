@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from stagecoach.errors import DataError, MissingInputError
+from stagecoach.formats.packed import FORMAT, FORMAT_VERSION
 from stagecoach.formats.tensor_file import BFLOAT16, TensorFile
 from stagecoach.outputs import Input
 from stagecoach.parallel.slicing import RankLayout
@@ -143,6 +145,37 @@ class TestConfigs:
         moved = made.pipeline.finish("sources/tokenizers/m-3/", tokenizer_directory(318))
         with pytest.raises(DataError, match=r"expected '<\|im_end\|>' at 321, got 319"):
             made.pipeline.export(made.trained, made.native, moved)
+
+
+class TestPackedWith:
+    """The packs name the tokenizer and the template that they were made with."""
+
+    @staticmethod
+    def _packed(made: Made, **changes: Any) -> Input:
+        config = json.loads(made.tokenizer.read_bytes("tokenizer_config.json"))
+        description = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "tokenizer_sha256": hashlib.sha256(made.tokenizer.read_bytes("tokenizer.json")).hexdigest(),
+            "chat_template_sha256": hashlib.sha256(config["chat_template"].encode()).hexdigest(),
+            **changes,
+        }
+        summary = {"num_packs": 1234, "sources": {"mine": 77}, "bos_id": 1}
+        return made.pipeline.finish("packed/m-1/", {"packed.json": json.dumps(description).encode()}, summary=summary)
+
+    def test_the_same_tokenizer_is_shipped_and_counted_in_the_card(self, tmp_path: Path) -> None:
+        made = Made(tmp_path)
+        card = made.export(packed=self._packed(made)).read_bytes("README.md").decode()
+        assert "| conversations from mine | 77 |\n| packs | 1,234 |\n" in card
+
+    @pytest.mark.parametrize(
+        ("name", "what"),
+        [("tokenizer_sha256", "tokenizer.json"), ("chat_template_sha256", r"chat template \(BOS rule")],
+    )
+    def test_another_one_is_refused(self, tmp_path: Path, name: str, what: str) -> None:
+        made = Made(tmp_path)
+        with pytest.raises(DataError, match=f"expected the {what}.* that packed/m-1/ was packed with"):
+            made.export(packed=self._packed(made, **{name: "0" * 64}))
 
 
 class TestIteration:

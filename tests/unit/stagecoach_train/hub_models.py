@@ -17,10 +17,11 @@ from stagecoach_train.batch import MicroBatchShape
 from stagecoach_train.engine import Engine
 from stagecoach_train.results import Range
 
-COMMON: dict[str, Any] = dict(
-    hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
-    vocab_size=211, max_position_embeddings=256, rms_norm_eps=1e-5, tie_word_embeddings=False,
-)  # fmt: skip
+COMMON: dict[str, Any] = {
+    "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2,
+    "vocab_size": 211, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+}  # fmt: skip
 LLAMA3 = {
     "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,

@@ -1,4 +1,4 @@
-"""Numbered attempts: a retry takes over at once, another run waits for signs of life, three fruitless ones are enough."""
+"""Numbered attempts: a retry takes over at once, another run waits, three fruitless ones are enough."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ class TestProgress:
     def test_the_fourth_attempt_without_progress_is_refused(self, store: MemoryStore) -> None:
         for _ in range(3):
             take(store, "run-a", iteration=5)
-        with pytest.raises(NoProgressError, match="3 attempts of run run-a ended without a checkpoint beyond iteration 5"):
+        with pytest.raises(
+            NoProgressError, match="3 attempts of run run-a ended without a checkpoint beyond iteration 5"
+        ):
             take(store, "run-a", iteration=5)
 
     def test_progress_starts_the_count_again(self, store: MemoryStore) -> None:

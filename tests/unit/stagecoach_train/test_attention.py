@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ EDGES = [0, 5, 6, 14, 14, 14]
 
 def documents() -> Documents:
     """Lengths 5, 1 and 8, padded to five documents."""
-    spans = tuple((a, b) for a, b in zip(EDGES[:-1], EDGES[1:], strict=True) if b > a)
+    spans = tuple((a, b) for a, b in itertools.pairwise(EDGES) if b > a)
     return Documents(torch.tensor(EDGES, dtype=torch.int32), torch.tensor(128, dtype=torch.int32), spans)
 
 

@@ -13,7 +13,9 @@ def written(actions: list[Action]) -> str:
     return "".join("01234567"[a.micro_batch] if a.is_forward else "abcdefgh"[a.micro_batch] for a in actions)
 
 
-@pytest.mark.parametrize(("rank", "order"), [(0, "0123a4b5cdef"), (1, "012a3b4c5def"), (2, "01a2b3c4d5ef"), (3, "0a1b2c3d4e5f")])
+@pytest.mark.parametrize(
+    ("rank", "order"), [(0, "0123a4b5cdef"), (1, "012a3b4c5def"), (2, "01a2b3c4d5ef"), (3, "0a1b2c3d4e5f")]
+)
 def test_four_ranks_six_micro_batches(rank: int, order: str) -> None:
     assert written(one_forward_one_backward(num_ranks=4, rank=rank, num_micro_batches=6)) == order
 

@@ -35,7 +35,7 @@ def engine_of(
         config, SPEC, Topology(), torch.device("cpu"), num_micro_batches=1, shape=SHAPE, compile_backend=compile_backend
     )
     rng = np.random.default_rng(0)
-    engine.load_weights(lambda _name, rows, cols: rng.normal(0, 0.2, (rows[1] - rows[0], *(cols and cols[1:] or ()))))
+    engine.load_weights(lambda _name, rows, cols: rng.normal(0, 0.2, (rows[1] - rows[0], *((cols and cols[1:]) or ()))))
     return engine
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.unit.stagecoach_train.hub_models import MODELS, engine_of, hub_gradients, hub_model, native_of
 
 from stagecoach_train.batch import Document, MicroBatchShape, micro_batch_of_documents
+from tests.unit.stagecoach_train.hub_models import MODELS, engine_of, hub_gradients, hub_model, native_of
 
 LENGTHS = (23, 1, 9, 14)
 SHAPE = MicroBatchShape(num_tokens=48, num_documents=8)
@@ -43,7 +43,6 @@ def test_logits_equal_transformers_for_every_packed_document(name: str) -> None:
     engine = engine_of(model, SHAPE)
     stream = engine.streams.make(micro_batch_of_documents(packed, SHAPE), scale=1.0)
     everything = torch.arange(SHAPE.num_tokens)
-
 
     stream = dataclasses.replace(stream, rows_R=everything, targets_R=torch.full_like(everything, -100))
     with torch.no_grad():
@@ -90,7 +89,7 @@ def learnable(seed: int) -> list[Document]:
 @pytest.mark.parametrize("name", ["llama-tied", "mistral-window-8"])
 def test_fifty_steps_equal_transformers_with_torch_adamw(name: str) -> None:
     model = hub_model(name)
-    options = dict(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    options = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
     engine = engine_of(model, SHAPE, **options)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() == 1]

@@ -45,12 +45,12 @@ SPEC = ModelSpec(
 
 
 def tiny_inputs(
-    store: ObjectStore, scratch: Path, *, num_packs: int = 8, num_heldout: int = 3, untrained: bool = False
+    store: ObjectStore, scratch: Path, *, num_packs: int = 8, num_heldout: int = 3, untrained: bool = False, vocab_size: int = 256
 ) -> dict[str, Input]:
     """Commit shards and packs and open them."""
     return {
         "shards": _shards(store, scratch),
-        "packed": _packed(store, scratch, num_packs, num_heldout, untrained),
+        "packed": _packed(store, scratch, num_packs, num_heldout, untrained, vocab_size),
     }
 
 
@@ -74,7 +74,7 @@ def _shards(store: ObjectStore, scratch: Path) -> Input:
     return open_input(store, output.prefix, scratch / "inputs")
 
 
-def _packed(store: ObjectStore, scratch: Path, num_packs: int, num_heldout: int, untrained: bool) -> Input:
+def _packed(store: ObjectStore, scratch: Path, num_packs: int, num_heldout: int, untrained: bool, vocab_size: int) -> Input:
     output = Output(store, "packed/tiny-0123456789abcdef/", scratch / "packed")
     splits = {"train": range(num_packs), "heldout": range(100, 100 + num_heldout)}
     counts = {name: _write_split(output, name, seeds, untrained) for name, seeds in splits.items()}
@@ -83,6 +83,7 @@ def _packed(store: ObjectStore, scratch: Path, num_packs: int, num_heldout: int,
         "format_version": FORMAT_VERSION,
         "pack_tokens": PACK_TOKENS,
         "pad_id": 0,
+        "vocab_size": vocab_size,
         "token_dtype": "<u2",
         "sources": ["counting", "other"],
         "files": ["tiny.jsonl"],

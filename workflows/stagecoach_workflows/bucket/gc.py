@@ -10,13 +10,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from stagecoach.storage.base import ObjectInfo, ObjectStore
-
 from stagecoach.errors import StagecoachError
 from stagecoach.manifest import Manifest, read_manifest
 from stagecoach.paths import manifest_key
 from stagecoach.plan_file import Plan, read_plan
 from stagecoach.records import read_numbered
+from stagecoach.storage.base import ObjectInfo, ObjectStore
 from stagecoach_workflows.bucket.runs import state_of
 from stagecoach_workflows.bucket.verify import output_prefixes
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from stagecoach.storage.base import ObjectStore
-
 from stagecoach.errors import MissingInputError
 from stagecoach.manifest import Manifest, read_manifest
+from stagecoach.storage.base import ObjectStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from stagecoach.storage.base import ObjectStore
-
 from stagecoach.errors import MissingInputError, StagecoachError
 from stagecoach.manifest import Manifest, read_manifest
 from stagecoach.paths import finished_prefix, task_record_prefix
 from stagecoach.plan_file import Plan, read_plan
 from stagecoach.records import read_numbered
+from stagecoach.storage.base import ObjectStore
 
 _READERS = 16
 

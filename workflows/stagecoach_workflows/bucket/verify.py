@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stagecoach.storage.base import ObjectStore
-
 from stagecoach.errors import CorruptObjectError, ObjectMissing
 from stagecoach.manifest import BLOCK_BYTES, Digests, ObjectEntry, read_manifest
 from stagecoach.stages import TASKS
+from stagecoach.storage.base import ObjectStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,8 +32,8 @@ def submit(
 ) -> int:
     """Run a recipe on the cluster of KUBECONFIG.
 
-    With RECIPE its WorkflowTemplate is made first, unless it is there; with --from only the Workflow is, and --set takes
-    only fields that leave resources and tasks as they are.
+    With RECIPE its WorkflowTemplate is made first, unless it is there; with --from only the Workflow is, and --set
+    takes only fields that leave resources and tasks as they are.
     """
     from stagecoach_workflows.cli.submitting import Submission, follow
     from stagecoach_workflows.cluster import Cluster

@@ -29,7 +29,8 @@ def show_plan(console: Console, plan: Plan) -> None:
 def show_results(console: Console, store: ObjectStore, plan: Plan, recipe: Recipe) -> None:
     """Print what each task made, its size and time, and the losses."""
     found = results(store, plan)
-    table = Table("task", "made", box=None, pad_edge=False)
+    table = Table("task", box=None, pad_edge=False)
+    table.add_column("made", no_wrap=True)
     for heading in ("size", "time"):
         table.add_column(heading, justify="right")
     table.add_column("")

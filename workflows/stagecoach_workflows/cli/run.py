@@ -36,7 +36,8 @@ def run(
 ) -> int:
     """Run a recipe: every stage whose output is not there yet.
 
-    The store is the folder .run/store if --store is left out; `--store s3` starts an S3 server for the run and stops it.
+    The store is the folder .run/store if --store is left out; `--store s3` starts an S3 server for the run, and stops
+    it.
     """
     if store == "s3":
         from stagecoach_workflows.cli.with_s3 import run_with_s3
@@ -62,7 +63,10 @@ def check(
     work: options.Work = options.DEFAULT_WORK,
     deployment: options.DeploymentFile = None,
 ) -> None:
-    """Find every error of a recipe before any work: its fields, its sources, the store, and its workflow."""
+    """Find every error of a recipe before any work.
+
+    Its fields, its sources, the store, its workflow, and whether the model fits the layout.
+    """
     from stagecoach_workflows.checks import check_recipe
     from stagecoach_workflows.deployment import load_deployment
     from stagecoach_workflows.recipes_shipped import load_recipe

@@ -1,4 +1,4 @@
-"""``stagecoach run --store s3``: the same command again, inside the environment of an S3 server that lives as long as it."""
+"""``stagecoach run --store s3``: the same command again, with an S3 server that lives as long as it."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def _some_working_execution(talk: Conversation) -> bool:
 
 
 def _even_history(talk: Conversation) -> bool:
-    return sum(message["role"] != "system" for message in talk.messages) % 2 == 0
+    return sum(bool(message["role"] != "system") for message in talk.messages) % 2 == 0
 
 
 _CODEACT_FILTERS: tuple[tuple[str, Filter], ...] = (

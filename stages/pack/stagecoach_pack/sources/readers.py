@@ -72,7 +72,7 @@ def read_rows(file: DataFile) -> Iterator[Row]:
         if kind == "parquet":
             yield from _parquet_rows(file, compression)
         else:
-            with open(file.path, "rb") as raw:
+            with open(file.path, "rb", buffering=_CHUNK_BYTES) as raw:
                 yield from _json_rows(file, _decompressed(raw, compression))
     except (EOFError, gzip.BadGzipFile, zlib.error, _BadZstd) as error:
         what = {".gz": "gzip", ".zst": "zstd"}.get(compression, "file")
@@ -129,27 +129,29 @@ class _ZstdReader(io.RawIOBase):
             self._frame = None
 
 
-def _decompressed(raw: BinaryIO, compression: str) -> BinaryIO:
+_Peekable = io.BufferedReader | gzip.GzipFile
+
+
+def _decompressed(raw: io.BufferedReader, compression: str) -> _Peekable:
     if compression == ".gz":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+        return gzip.GzipFile(fileobj=raw)
     if compression == ".zst":
-        return cast(BinaryIO, io.BufferedReader(_ZstdReader(raw), _CHUNK_BYTES))
+        return io.BufferedReader(_ZstdReader(raw), _CHUNK_BYTES)
     return raw
 
 
-def _json_rows(file: DataFile, stream: BinaryIO) -> Iterator[Row]:
+def _json_rows(file: DataFile, stream: _Peekable) -> Iterator[Row]:
     """Tell an array from JSON lines by the first character."""
-    buffered = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream), _CHUNK_BYTES))
-    head = buffered.peek(_CHUNK_BYTES)  # type: ignore[attr-defined]
+    head: bytes = stream.peek(_CHUNK_BYTES)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(
             f"{file.name}: expected UTF-8 text, got UTF-16; convert it, for example with iconv -f UTF-16 -t UTF-8"
         )
     if head.startswith(codecs.BOM_UTF8):
-        buffered.read(len(codecs.BOM_UTF8))
+        stream.read(len(codecs.BOM_UTF8))
         head = head[len(codecs.BOM_UTF8) :]
     first = head.lstrip()[:1]
-    rows = _array_rows(file, buffered) if first == b"[" else _line_rows(buffered)
+    rows = _array_rows(file, stream) if first == b"[" else _line_rows(stream)
     empty = True
     for row in rows:
         empty = False
@@ -160,7 +162,7 @@ def _json_rows(file: DataFile, stream: BinaryIO) -> Iterator[Row]:
         )
 
 
-def _line_rows(stream: BinaryIO) -> Iterator[Row]:
+def _line_rows(stream: _Peekable) -> Iterator[Row]:
     number = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
@@ -183,7 +185,7 @@ def _decode(line: bytes) -> Any | RowProblem:
         )
 
 
-def _array_rows(file: DataFile, stream: BinaryIO) -> Iterator[Row]:
+def _array_rows(file: DataFile, stream: _Peekable) -> Iterator[Row]:
     """Yield the items of a JSON array, holding one chunk and one item in memory."""
     text = _Window(file, stream)
     text.skip_space()
@@ -212,7 +214,7 @@ def _array_rows(file: DataFile, stream: BinaryIO) -> Iterator[Row]:
 class _Window:
     """A sliding view of a text stream that can decode one JSON value at a time."""
 
-    def __init__(self, file: DataFile, stream: BinaryIO) -> None:
+    def __init__(self, file: DataFile, stream: _Peekable) -> None:
         self._file = file
         self._stream = stream
         self._decode = codecs.getincrementaldecoder("utf-8")()

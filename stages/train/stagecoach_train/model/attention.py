@@ -1,7 +1,9 @@
 """Causal attention over a flat stream of documents that never see each other, by one of three kernels.
 
-    stream   | doc 0      | doc 1   | pad |        query i of a document sees keys max(0, i - W + 1) .. i of that document:
-    tokens     0 1 2 3 4    0 1 2     0            a window of W keys counts the query itself; no window sees all of 0 .. i
+What is computed, and by what:
+
+    stream   | doc 0      | doc 1   | pad |      query i of a document sees keys max(0, i - W + 1) .. i of it:
+    tokens     0 1 2 3 4    0 1 2     0          a window of W keys counts the query itself; no window sees 0 .. i
 
     backend   where            how
     sdpa      CPU, reference   torch's scaled_dot_product_attention, document after document
@@ -40,7 +42,12 @@ class Documents:
 
 
 def attend(
-    q_THD: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor, documents: Documents, window: int | None, backend: Backend
+    q_THD: torch.Tensor,
+    k_TGD: torch.Tensor,
+    v_TGD: torch.Tensor,
+    documents: Documents,
+    window: int | None,
+    backend: Backend,
 ) -> torch.Tensor:
     """Return the attention's output [T, H, D]; key/value heads are shared by H/G query heads without being copied."""
     if backend == "sdpa":
@@ -54,10 +61,10 @@ def attend(
 def _attend_each_document(
     q_THD: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor, documents: Documents, window: int | None
 ) -> torch.Tensor:
-    """Loop over documents: a mask over the whole stream costs time with the stream's square, this with each document's."""
+    """Loop over documents: a mask over the whole stream costs its square, this the documents' squares."""
     # One split, not a slice a document: the backward pass of a split joins once, that of slices adds up whole streams.
     lengths = [stop - start for start, stop in documents.spans]
-    parts = [x.transpose(0, 1).unsqueeze(0).split(lengths, dim=2) for x in (q_THD, k_TGD, v_TGD)]
+    parts = [torch.split(x.transpose(0, 1).unsqueeze(0), lengths, dim=2) for x in (q_THD, k_TGD, v_TGD)]
     outs = [
         F.scaled_dot_product_attention(
             q_1HLD,

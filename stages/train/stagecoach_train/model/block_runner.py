@@ -55,9 +55,7 @@ class BlockRunner:
 
     def _make(self, mode: RecomputeMode) -> RunBlock:
         options = self.options
-        function = with_recompute(
-            self._block(), mode, gate_up_rows=options.gate_up_rows, regather=options.regather
-        )
+        function = with_recompute(self._block(), mode, gate_up_rows=options.gate_up_rows, regather=options.regather)
         compiles = options.compile_backend is not None
         if options.compile_backend is not None:
             function = compiled(function, options.compile_backend)

@@ -3,9 +3,10 @@
     h = x + Attention(RMSNorm(x)) W_output
     y = h + (SiLU(g) * u) W_down        with  [g; u] = RMSNorm(h) W_gate_up
 
-The products take whole weights or, under tensor parallelism, this rank's slice: shapes are read off the weights, and the
-two places where ranks must talk are `exchange.enter` (before a product cut by rows) and `exchange.leave` (after one cut by
-columns). Queries, keys and values are one product whose rows are grouped by key/value head: q .. q, k, v, q .. q, k, v.
+The products take whole weights or, under tensor parallelism, this rank's slice: shapes are read off the weights,
+and the two places where ranks must talk are `exchange.enter` (before a product cut by rows) and `exchange.leave`
+(after one cut by columns). Queries, keys and values are one product whose rows are grouped by key/value head: q ..
+q, k, v, q .. q, k, v.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Exchange(Protocol):
 class Attend(Protocol):
     """Attention between rotated queries [T, H, D], keys and values [T, G, D]; returns [T, H, D]."""
 
-    def __call__(self, q_THD: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, q_THD: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor) -> torch.Tensor:
+        """Attend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,6 @@ def decoder_block(
 
 def split_heads(qkv: torch.Tensor, dims: BlockDims) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Split [T, G (Q + 2) D] into queries [T, H, D], keys and values [T, G, D]."""
-    grouped = qkv.unflatten(-1, (-1, dims.queries_per_group + 2, dims.head_dim))
-    q, k, v = grouped.split([dims.queries_per_group, 1, 1], dim=-2)
+    grouped = qkv.view(*qkv.shape[:-1], -1, dims.queries_per_group + 2, dims.head_dim)
+    q, k, v = torch.split(grouped, [dims.queries_per_group, 1, 1], dim=-2)
     return q.flatten(1, 2), k.squeeze(-2), v.squeeze(-2)

@@ -8,6 +8,7 @@ which is what lets the whole compiled path be tested without one.
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ document_attention.register_autograd(_backward, setup_context=_keep_for_backward
 
 
 def _varlen_extras(window: int) -> dict[str, Any]:
-    """torch 2.11 takes the window as a list, 2.12 needs enable_gqa as well, 2.10 has neither: ask the operator's schema."""
+    """Ask the operator's schema: torch 2.11 takes the window as a list, 2.12 needs enable_gqa too, 2.10 has neither."""
     names = {argument.name for argument in torch.ops.torch_attn._varlen_attn.default._schema.arguments}
     extras: dict[str, Any] = {}
     if "window_size" in names:
@@ -170,7 +171,7 @@ def flash4_problem() -> str | None:
 
 def _documents_of(cu_seqlens: torch.Tensor) -> list[tuple[int, int]]:
     edges = cu_seqlens.tolist()
-    return [(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
+    return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
 
 def _scores(q_HLD: torch.Tensor, k_HLD: torch.Tensor, window: int) -> torch.Tensor:

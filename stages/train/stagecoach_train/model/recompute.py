@@ -1,5 +1,7 @@
 """What a layer keeps for the backward pass and what it computes again, chosen layer by layer.
 
+The modes:
+
     mode            computed again                                   kept, bf16, Mistral-7B      KiB a token and layer
     none            what autograd or the compiler chooses            everything a product needs  about 136
     selective       norms, RoPE, SiLU(gate) * up                     every matrix product        92
@@ -45,7 +47,7 @@ def with_recompute(function: Function, mode: RecomputeMode, *, gate_up_rows: int
 
 
 def _policy(*, again_rows: int | None, regather: bool) -> Callable[..., CheckpointPolicy]:
-    """Keep attention, reduce-scatters and matrix products; compute the rest again, and products of that many columns."""
+    """Keep attention, reduce-scatters and matrix products; compute again the rest and products of that many columns."""
     functional = torch.ops._c10d_functional
     products = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.linear.default}
     attention = {
@@ -60,7 +62,9 @@ def _policy(*, again_rows: int | None, regather: bool) -> Callable[..., Checkpoi
         if operation in attention or operation is functional.reduce_scatter_tensor.default:
             return CheckpointPolicy.MUST_SAVE
         if operation in products:
-            columns = arguments[-1].shape[-1] if operation is not torch.ops.aten.linear.default else arguments[1].shape[0]
+            columns = (
+                arguments[-1].shape[-1] if operation is not torch.ops.aten.linear.default else arguments[1].shape[0]
+            )
             return CheckpointPolicy.PREFER_RECOMPUTE if columns == again_rows else CheckpointPolicy.MUST_SAVE
         if operation in gathers and not regather:
             return CheckpointPolicy.MUST_SAVE

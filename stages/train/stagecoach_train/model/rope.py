@@ -1,5 +1,7 @@
 """Rotary positions, half-split as the Hub's Llama does it, with theta, linear and llama3 scaling.
 
+What is turned by which angle:
+
     RoFormer (Su et al. 2021):  angle(position, i) = position / theta^(2 i / head_dim),  i = 0 .. head_dim/2 - 1
     element i of the first half and element i of the second half are one pair that is turned by that angle.
 """

@@ -1,4 +1,4 @@
-"""The decoder as pipeline stages: embedding, blocks, final norm and head, each stage holding the parts that fall to it."""
+"""The decoder as pipeline stages: embedding, blocks, final norm and head, each stage with its share."""
 
 from __future__ import annotations
 
@@ -125,9 +125,7 @@ class Stage(nn.Module):
         if self.head is not None and self.head is not self.embedding:
             yield "embedding.weight" if self.tied else "head.weight", self.head
 
-    def forward(
-        self, x_SE: torch.Tensor | None, batch: StreamBatch, task: Task = "loss"
-    ) -> torch.Tensor | RowLosses:
+    def forward(self, x_SE: torch.Tensor | None, batch: StreamBatch, task: Task = "loss") -> torch.Tensor | RowLosses:
         """Return hidden states for the next stage [S, E]; on the last stage what the task asks for."""
         if self.embedding is not None:
             x_SE = self._embed(batch.tokens_T)

@@ -1,7 +1,7 @@
 """Asynchronous tensor parallelism: inductor splits products and their collectives in parts that overlap.
 
-A flag that does nothing is the usual failure here (the pass needs symmetric memory on the group, collectives along dimension
-0, and a compiled graph that holds both sides), so the fusions are counted and none is an error.
+A flag that does nothing is the usual failure here (the pass needs symmetric memory on the group, collectives along
+dimension 0, and a compiled graph that holds both sides), so the fusions are counted and none is an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def enable(group: dist.ProcessGroup) -> None:
         import torch._inductor.fx_passes.micro_pipeline_tp as micro_pipeline
         from torch.distributed._symmetric_memory import enable_symm_mem_for_group
     except ImportError as error:
-        raise ConfigError(f"async_tp: this torch has no asynchronous tensor parallelism ({error}); set it to false") from error
+        raise ConfigError(
+            f"async_tp: this torch has no asynchronous tensor parallelism ({error}); set it to false"
+        ) from error
     enable_symm_mem_for_group(group.group_name)
     inductor._micro_pipeline_tp = True
     # A cached graph would skip the pass that is counted here.
@@ -63,5 +65,5 @@ def check_fused() -> None:
     if not all(_counts.values()):
         raise ConfigError(
             f"async_tp is on but the compiler fused {_counts['all_gather_matmul']} all-gathers and "
-            f"{_counts['matmul_reduce_scatter']} reduce-scatters with products, expected at least one of each; set it to false"
+            f"{_counts['matmul_reduce_scatter']} reduce-scatters with products, expected some of each; set it to false"
         )

@@ -1,5 +1,7 @@
 """Collectives that know their own gradient, along dimension 0, written so that compile can see and fuse them.
 
+The pairs:
+
     forward            backward           used
     all-gather         reduce-scatter     into a row-cut product under sequence parallelism
     reduce-scatter     all-gather         out of a column-cut product under sequence parallelism
@@ -59,7 +61,7 @@ class _Gather(torch.autograd.Function):
         return all_gather(x, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return reduce_scatter(grad, ctx.group), None
 
 
@@ -70,7 +72,7 @@ class _Scatter(torch.autograd.Function):
         return reduce_scatter(x, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return all_gather(grad, ctx.group), None
 
 
@@ -81,7 +83,7 @@ class _GatherKnownGradient(torch.autograd.Function):
         return all_gather(x, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         share = grad.shape[0] // ctx.group.size
         return grad.narrow(0, ctx.group.rank * share, share).contiguous(), None
 
@@ -93,7 +95,7 @@ class _Copy(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return all_reduce(grad, ctx.group), None
 
 
@@ -103,30 +105,30 @@ class _Sum(torch.autograd.Function):
         return all_reduce(x, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grad, None
 
 
 def gather_rows(x: torch.Tensor, group: Group) -> torch.Tensor:
     """All-gather whose gradient is summed over ranks and scattered."""
-    return _Gather.apply(x, group)  # type: ignore[no-any-return]
+    return _Gather.apply(x, group)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def scatter_rows(x: torch.Tensor, group: Group) -> torch.Tensor:
     """Reduce-scatter whose gradient is gathered."""
-    return _Scatter.apply(x, group)  # type: ignore[no-any-return]
+    return _Scatter.apply(x, group)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def gather_rows_known_gradient(x: torch.Tensor, group: Group) -> torch.Tensor:
     """All-gather for consumers that give every rank the complete gradient."""
-    return _GatherKnownGradient.apply(x, group)  # type: ignore[no-any-return]
+    return _GatherKnownGradient.apply(x, group)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def copy_to_ranks(x: torch.Tensor, group: Group) -> torch.Tensor:
     """Identity whose gradient is summed over ranks (Megatron's f)."""
-    return _Copy.apply(x, group)  # type: ignore[no-any-return]
+    return _Copy.apply(x, group)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def sum_over_ranks(x: torch.Tensor, group: Group) -> torch.Tensor:
     """All-reduce whose gradient is the identity (Megatron's g)."""
-    return _Sum.apply(x, group)  # type: ignore[no-any-return]
+    return _Sum.apply(x, group)  # type: ignore[no-untyped-call, no-any-return]

@@ -1,7 +1,7 @@
-"""Data parallelism with resident weights: every rank has the whole (tensor-parallel) weights, state is cut by rows (ZeRO-2).
+"""Data parallelism with resident weights: whole weights on every rank, state cut by rows (ZeRO-2).
 
     backward of one weight  ->  its gradient, compute dtype
-    hook                    ->  reduce-scatter: the sum over ranks of my rows, added to my fp32 rows; the gradient is freed
+    hook                    ->  reduce-scatter: my rows summed over ranks, added to my fp32 rows; the gradient is freed
     optimizer               ->  updates my rows of weight, moments (and remainder)
     publish                 ->  all-gather of every rank's rows into everybody's weights
 
@@ -43,7 +43,8 @@ class ResidentWeights:
         self.size = 1 if group is None else dist.get_world_size(group)
         self.sums: list[torch.Tensor | None] = [None] * len(parameters)
         for index, local in enumerate(parameters):
-            local.parameter.register_post_accumulate_grad_hook(functools.partial(self._reduce, index))
+            hook = functools.partial(self._reduce, index)
+            local.parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
         """Forget the last step's gradients."""

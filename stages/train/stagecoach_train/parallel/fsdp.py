@@ -1,7 +1,8 @@
 """Data parallelism with sharded weights: PyTorch's FSDP2 around each layer, for cards that cannot hold whole weights.
 
-Each layer is a group of its own, gathered before its forward and backward pass and dropped after; embedding, final norm and
-head are the stage's group, so tied weights are one parameter. Rows are cut like everywhere else (see `shard_rows`).
+Each layer is a group of its own, gathered before its forward and backward pass and dropped after; embedding, final
+norm and head are the stage's group, so tied weights are one parameter. Rows are cut like everywhere else (see
+`shard_rows`).
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Resident weights on GPUs: gradients travel to their owners while the backward pass goes on.
 
     compute stream    .. dW of layer 9 .. dW of layer 8 .. dW of layer 7 ..        (bf16)
-    exchange stream         send 9 | sum 9   send 8 | sum 8   send 7 ..            parts arrive in bf16, are added in fp32
+    exchange stream         send 9 | sum 9   send 8 | sum 8   send 7 ..         parts arrive in bf16, are added in fp32
 
-Sending bf16 parts to their owner and adding there gives the numbers of a reduce-scatter in fp32 at half its bytes. The
-parts go by NCCL's all-to-all, or, where GPUs reach each other's memory, by their copy engines, which takes no multiprocessor
-away from the matrix products. The compute stream waits for the exchange `KEEP` gradients back, so they never pile up.
+Sending bf16 parts to their owner and adding there gives the numbers of a reduce-scatter in fp32 at half its bytes.
+The parts go by NCCL's all-to-all, or, where GPUs reach each other's memory, by their copy engines, which takes no
+multiprocessor away from the matrix products. The compute stream waits for the exchange `KEEP` gradients back, so
+they never pile up.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Exchange(Protocol):
 
 
 class OneGpu:
-    """No data-parallel peer: gradients of micro-batches are added in fp32, or taken as they are if there is one only."""
+    """No data-parallel peer: gradients of micro-batches are added in fp32; a single one is taken as it is."""
 
     def __init__(self, parameters: Sequence[LocalParameter], *, num_micro_batches: int) -> None:
         """Register the hooks."""
@@ -50,7 +51,8 @@ class OneGpu:
         self.totals: list[torch.Tensor | None] = [None] * len(parameters)
         self._touched = [False] * len(parameters)
         for index, local in enumerate(parameters):
-            local.parameter.register_post_accumulate_grad_hook(functools.partial(self._take, index))
+            hook = functools.partial(self._take, index)
+            local.parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
         """Forget the last step's gradients; fp32 buffers stay allocated."""
@@ -79,7 +81,9 @@ class OneGpu:
             return
         total = self.totals[index]
         if total is None:
-            total = self.totals[index] = torch.empty_like(grad, dtype=torch.float32, memory_format=torch.contiguous_format)
+            total = self.totals[index] = torch.empty_like(
+                grad, dtype=torch.float32, memory_format=torch.contiguous_format
+            )
         add_parts(total, grad.contiguous(), grad.new_empty(0), 0, first=first)
 
 
@@ -91,12 +95,13 @@ class Overlapped:
     ) -> None:
         """Register the hooks."""
         self.parameters, self.group, self.exchange, self.device = parameters, group, exchange, device
-        self.stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.totals: list[torch.Tensor | None] = [None] * len(parameters)
         self._touched = [False] * len(parameters)
         self._under_way: deque[tuple[Any, ...]] = deque()
         for index, local in enumerate(parameters):
-            local.parameter.register_post_accumulate_grad_hook(functools.partial(self._send, index))
+            hook = functools.partial(self._send, index)
+            local.parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
         """Forget the last step's gradients; fp32 buffers stay allocated."""
@@ -132,12 +137,12 @@ class Overlapped:
         total = self.totals[index]
         if total is None:
             total = self.totals[index] = _zeros(self.parameters[index].weight_shard)
-        made = torch.cuda.Event()
+        made = torch.cuda.Event()  # type: ignore[no-untyped-call]
         made.record()
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(made)
             received = self.exchange.add(index, grad, total, first=first)
-            done = torch.cuda.Event()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
         # Kept until the compute stream has waited: the allocator hands memory on in the compute stream's order.
         self._under_way.append((done, grad, received))
@@ -170,9 +175,7 @@ class AllToAll:
 class CopyEngine:
     """Exchange by peer-to-peer copies into symmetric memory, ordered by signals; takes no multiprocessors."""
 
-    def __init__(
-        self, parameters: Sequence[LocalParameter], group: dist.ProcessGroup, device: torch.device
-    ) -> None:
+    def __init__(self, parameters: Sequence[LocalParameter], group: dist.ProcessGroup, device: torch.device) -> None:
         """Allocate the receive slots on all ranks together."""
         import torch.distributed._symmetric_memory as symmetric
 
@@ -187,7 +190,7 @@ class CopyEngine:
     def add(self, index: int, grad: torch.Tensor, total: torch.Tensor, *, first: bool) -> torch.Tensor | None:
         """Copy each peer's rows into its slot, tell it, wait for mine and add them."""
         sizes = self.sizes[index]
-        parts = grad.view(-1).split(sizes)
+        parts = torch.split(grad.view(-1), sizes)
         slot, self.turn = self.turn % SLOTS, self.turn + 1
         base = slot * (self.num_ranks - 1) * self.part
         for distance in range(1, self.num_ranks):
@@ -222,7 +225,7 @@ def _peers_reach_each_other(group: dist.ProcessGroup, device: torch.device) -> b
     """Whether every rank of the group is on this machine and can write into every other's memory; all ranks agree."""
     ranks = dist.get_process_group_ranks(group)
     num_local = torch.cuda.device_count()
-    index = 0 if device.index is None else device.index
+    index = torch.cuda.current_device()
     # Ranks of one machine have consecutive numbers and use the GPU of their local number.
     same_machine = len({rank // num_local for rank in ranks}) == 1
     reach = same_machine and all(

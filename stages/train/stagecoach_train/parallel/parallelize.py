@@ -1,5 +1,7 @@
 """The order in which parallelism is laid on the single-device model, in one place.
 
+Step by step:
+
     1. tensor      every native tensor's slice for this rank becomes a parameter
     2. sequence    blocks get the exchange that joins and splits tokens around their products
     3. recompute   each layer's function keeps only what its mode says
@@ -17,6 +19,7 @@ import torch
 from torch import nn
 
 from stagecoach.architectures.registry import ModelSpec, TensorSpec, native_tensors
+from stagecoach.errors import ConfigError
 from stagecoach.parallel.slicing import LocalTensor, RankLayout, layers_of_stage, local_rectangles
 from stagecoach.recipe.train import RecomputeMode, TrainConfig
 from stagecoach_train.loss import VocabularyShard
@@ -94,7 +97,7 @@ def rank_layout(config: TrainConfig) -> RankLayout:
 
 
 def weights_dtype(config: TrainConfig, mesh: Mesh) -> torch.dtype:
-    """Return the dtype in which parameters are held: the compute dtype where weights are resident, else the masters'."""
+    """Return the dtype in which parameters are held: compute dtype where weights are resident, else the masters'."""
     compute_dtype = DTYPES[config.compute_dtype]
     if config.layout.data_parallel_kind == "fsdp" and mesh.dp is not None:
         return torch.promote_types(compute_dtype, torch.float32)
@@ -102,10 +105,19 @@ def weights_dtype(config: TrainConfig, mesh: Mesh) -> torch.dtype:
 
 
 def attention_backend(config: TrainConfig, device: torch.device) -> Backend:
-    """Resolve "auto" for this device."""
+    """Resolve "auto" for this device and dtype: FlashAttention knows the half-width types only.
+
+    Raises:
+        ConfigError: A FlashAttention backend is asked for with a dtype that it does not have.
+    """
+    if device.type == "cuda" and config.attention in ("varlen", "fa4") and config.compute_dtype != "bf16":
+        raise ConfigError(
+            f"train.attention {config.attention!r} needs train.compute_dtype bf16, got {config.compute_dtype};"
+            " use auto or sdpa"
+        )
     if config.attention != "auto":
         return config.attention
-    return "varlen" if device.type == "cuda" else "sdpa"
+    return "varlen" if device.type == "cuda" and config.compute_dtype == "bf16" else "sdpa"
 
 
 def _vocabulary(cut: list[LocalTensor], exchange: TensorParallel) -> VocabularyShard:
@@ -205,12 +217,11 @@ def _local_parameters(
                     held=shard if is_sharded else (0, num_rows),
                     is_counted=not (replicated and at.tp > 0) and not (is_twin and at.pp > 0),
                     # The final norm works on rows that every rank has; a head norm sees this rank's heads only.
-                    sum_over_tp=kind == "head_norm" or (kind == "norm" and shares_tokens and name != "final_norm.weight"),
+                    sum_over_tp=kind == "head_norm"
+                    or (kind == "norm" and shares_tokens and name != "final_norm.weight"),
                     is_twin=is_twin,
                     decays=len(tensors[name].shape) == 2
                     and (config.decay_embeddings or kind not in ("embedding", "head")),
                 )
             )
     return found
-
-

@@ -1,5 +1,7 @@
 """What one rank holds of each native tensor, and which part of that it alone updates, counts and writes.
 
+Two cuts at once:
+
     layers.0.mlp.down.weight, 6 x 4, tensor 2, data 2 (rows cut 3 + 3)
 
              tp 0      tp 1

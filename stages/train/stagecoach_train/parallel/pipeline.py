@@ -115,6 +115,7 @@ class PipelineRank:
         self.token_share = model.exchange.size if config.layout.sequence_parallel else 1
         self.edges = Edges(mesh)
         self.num_ranks = mesh.topology.pipeline_parallel
+        self._compiled = False
 
     def forward_backward(self, batches: Sequence[StreamBatch]) -> torch.Tensor:
         """Do this rank's part of a step; returns the summed scaled loss, zero but on the last stage."""
@@ -136,6 +137,7 @@ class PipelineRank:
             else:
                 self._backward(*alive.pop(key), message)
         self.edges.finish_sending()
+        self._compiled = True
         return loss
 
     @torch.no_grad()
@@ -159,10 +161,15 @@ class PipelineRank:
     def _with_messages(
         self, actions: Sequence[Action], batches: Sequence[StreamBatch]
     ) -> Iterator[tuple[Action, torch.Tensor | None]]:
-        """Yield each action with the message it needs, having asked for the one after it already."""
+        """Yield each action with the message it needs, having asked for the one after it already.
+
+        Not in the first step: compiling waits for everything that the GPU has been given, and two ranks that
+        compile while each waits for the other's next message would wait for ever.
+        """
         asked: deque[tuple[dist.Work | None, torch.Tensor | None]] = deque()
+        num_asked = 2 if self._compiled else 1
         for position, action in enumerate(actions):
-            for upcoming in actions[position + len(asked) : position + 2]:
+            for upcoming in actions[position + len(asked) : position + num_asked]:
                 asked.append(self._ask(upcoming, batches[upcoming.micro_batch]))
             work, message = asked.popleft()
             if work is not None:
@@ -189,7 +196,7 @@ class PipelineRank:
         return output
 
     def _backward(self, received: torch.Tensor | None, output: torch.Tensor, grad: torch.Tensor | None) -> None:
-        output.backward(grad)
+        torch.autograd.backward(output, grad)
         if received is not None:
             assert received.grad is not None
             self.edges.send("gradient", received.grad)

@@ -1,5 +1,7 @@
 """In which order one pipeline rank does its forward and backward passes: 1F1B, plain or interleaved.
 
+The order by example:
+
     4 ranks, 1 stage each, 6 micro-batches; digits are forward, letters the backward of the same micro-batch (a = of 0)
 
       rank 0   0 1 2 3 . . . a 4 b 5 c . d . e . f        3 forwards ahead

@@ -1,4 +1,4 @@
-"""Tensor parallelism, with or without sequence parallelism: what ranks exchange around products whose matrices they share.
+"""Tensor parallelism, with or without sequence parallelism: what ranks exchange around products that they share.
 
     2 ranks, T = 4 tokens                     rank 0          rank 1
       residual stream, norms (SP)             tokens 0 1      tokens 2 3

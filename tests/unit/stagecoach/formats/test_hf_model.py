@@ -53,7 +53,11 @@ class TestReading:
         ],
     )
     def test_an_index_that_does_not_fit_is_refused(self, tmp_path: Path, weight_map: object, message: str) -> None:
-        files: dict[str, dict[str, Array]] = {"x.safetensors": A, "y.safetensors": B, "z.safetensors": {**B, "c": A["a"]}}
+        files: dict[str, dict[str, Array]] = {
+            "x.safetensors": A,
+            "y.safetensors": B,
+            "z.safetensors": {**B, "c": A["a"]},
+        }
         data = {name: tensor_file_bytes(arrays) for name, arrays in files.items()}
         with pytest.raises(DataError, match=message):
             _open(tmp_path, {"model.safetensors.index.json": _index(weight_map), **data})

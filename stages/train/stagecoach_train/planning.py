@@ -1,0 +1,108 @@
+"""What is decided before anything is loaded: which packs make which step, the memory plan, the shape of a micro-batch.
+
+Needs no torch, so that ``--check`` answers in a second on any machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stagecoach.architectures.registry import ModelSpec
+from stagecoach.errors import ConfigError, DataError
+from stagecoach.formats.packed import PackedSplit
+from stagecoach.recipe.train import TrainConfig
+from stagecoach_train.batch import MicroBatchShape
+from stagecoach_train.data import DataOrder, micro_batches_per_rank, refuse_untrained_steps
+from stagecoach_train.feed import PackNumbers
+from stagecoach_train.memory_plan import GIB, MemoryPlan, plan_memory, usable_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """Everything that follows from recipe, model and packs alone.
+
+    Attributes:
+        config: The train section, with what was "auto" chosen.
+        memory: The memory plan behind the choice.
+        order: Which packs make which step.
+        numbers: What is known of each pack.
+        shape: Shape of every micro-batch.
+        micro_batch_packs: Packs in a micro-batch.
+        num_micro_batches: Micro-batches of each rank in each step.
+    """
+
+    config: TrainConfig
+    memory: MemoryPlan
+    order: DataOrder
+    numbers: PackNumbers
+    shape: MicroBatchShape
+    micro_batch_packs: int
+    num_micro_batches: int
+
+    @classmethod
+    def of(
+        cls,
+        config: TrainConfig,
+        spec: ModelSpec,
+        train: PackedSplit,
+        heldout: PackedSplit,
+        gpu_memory_bytes: int | None,
+    ) -> TrainingPlan:
+        """Plan a training.
+
+        Args:
+            config: The train section of the recipe.
+            spec: The model's dimensions.
+            train: Packs to train on.
+            heldout: Packs to evaluate on.
+            gpu_memory_bytes: Memory of one GPU; None on a CPU, where nothing is limited.
+
+        Raises:
+            DataError: There is nothing to train on, a step has no trained target, or the packs hold ids that the model
+                does not know.
+            ConfigError: Nothing fits into the memory.
+        """
+        _refuse_unknown_ids(spec, train)
+        order = DataOrder.of(config, train.num_packs)
+        numbers = PackNumbers.of(train, spec)
+        refuse_untrained_steps(order, numbers.num_targets)
+        capacity = None if gpu_memory_bytes is None else usable_bytes(gpu_memory_bytes)
+        memory = plan_memory(config, spec, pack_tokens=train.pack_tokens, capacity_bytes=capacity)
+        data_parallel = config.layout.data_parallel
+        k = min(memory.micro_batch_packs, -(-config.packs_per_step // data_parallel))
+        fullest = max(train.max_documents_per_pack, heldout.max_documents_per_pack)
+        shape = MicroBatchShape.of(pack_tokens=train.pack_tokens, micro_batch_packs=k, max_documents_per_pack=fullest)
+        num_micro_batches = micro_batches_per_rank(config.packs_per_step, data_parallel, k)
+        return cls(memory.applied_to(config), memory, order, numbers, shape, k, num_micro_batches)
+
+    def table(self) -> str:
+        """Return what people want to know before they start."""
+        order = self.order
+        line = (
+            f"{order.num_packs} packs, {order.packs_per_step} a step, {order.num_steps} steps"
+            f" ({order.epoch_of_step(order.num_steps):.3g} epochs); each data-parallel rank:"
+            f" {self.num_micro_batches} micro-batches of {self.shape.num_tokens:,} tokens"
+        )
+        return line if self.memory.capacity_bytes is None else f"{line}\n{self.memory.table()}"
+
+
+def _refuse_unknown_ids(spec: ModelSpec, train: PackedSplit) -> None:
+    size = int(train.description["vocab_size"])
+    if size > spec.vocab_size:
+        raise DataError(
+            f"train: the packs hold ids of a tokenizer with {size} tokens, the model has embeddings for {spec.vocab_size};"
+            " convert the model with the tokenizer that pack used"
+        )
+
+
+def memory_without_gpu(config: TrainConfig) -> int | None:
+    """Return the memory of one GPU that the recipe states, None if it trains on CPU.
+
+    Raises:
+        ConfigError: The recipe trains on GPUs, states no memory, and no GPU can be asked here.
+    """
+    if not config.gpus:
+        return None
+    if config.gpu_memory_gib is None:
+        raise ConfigError("train.gpu_memory_gib: expected the memory of one GPU, as none can be asked on this machine")
+    return int(config.gpu_memory_gib * GIB)

@@ -1,0 +1,100 @@
+"""Evaluation, answers and state on several ranks, and a checkpoint of one layout continued by another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import torch.distributed as dist
+
+from stagecoach.parallel.topology import Topology
+from stagecoach.recipe.train import TrainConfig
+from stagecoach_train.engine import Engine
+from stagecoach_train.results import Range
+from tests.distributed.ranks import run_ranks
+from tests.distributed.training_cases import (
+    SHAPE,
+    Arrays,
+    assemble,
+    config_of,
+    initial_weights,
+    micro_batch,
+    reader,
+    tiny_spec,
+)
+
+LAYOUTS: list[dict[str, Any]] = [
+    {"tensor_parallel": 2},
+    {"pipeline_parallel": 2, "virtual_stages": 2},
+    {"data_parallel": 2, "data_parallel_kind": "fsdp"},
+    {"data_parallel": 2},
+]
+
+
+def read_of(whole: Arrays) -> Any:
+    """A reader of a checkpoint that is in memory."""
+
+    def read(name: str, kind: str, rows: Range, cols: Range | None) -> npt.NDArray[Any]:
+        found = whole[f"{name}/{kind}"]
+        return found[slice(*rows)] if cols is None else found[slice(*rows), slice(*cols)]
+
+    return read
+
+
+def trained(config: TrainConfig, start: Arrays | None, steps: range) -> dict[str, Any]:
+    """Train some steps from a state (or the beginning), then evaluate and answer."""
+    spec, layout = tiny_spec(tied_embeddings=True), config.layout
+    topology = Topology(layout.data_parallel, layout.tensor_parallel, layout.pipeline_parallel)
+    dp_rank = topology.coordinates(dist.get_rank() if dist.is_initialized() else 0).dp
+    a_rank = 4 // layout.data_parallel
+    engine = Engine(config, spec, topology, torch.device("cpu"), num_micro_batches=a_rank, shape=SHAPE)
+    if start is None:
+        engine.load_weights(reader(initial_weights(spec)))
+    else:
+        engine.load_state(read_of(start), num_updates=steps.start)
+    for step in steps:
+        batches = [micro_batch(4 * step + i) for i in range(4)]
+        mine = batches[dp_rank * a_rank : (dp_rank + 1) * a_rank]
+        engine.train_step(mine, sum(batch.num_targets for batch in batches), 1e-3)
+    heldout = engine.evaluate(micro_batch(1_000))
+    return {
+        "pieces": list(engine.state_pieces()),
+        "loss": heldout.loss_sum,
+        "documents": heldout.document_loss_sums,
+        "correct": heldout.num_correct,
+        "answer": engine.greedy([6, 9, 12], 6, [999]),
+        "updates": engine.num_updates,
+    }
+
+
+def trained_in_turn(configs: list[TrainConfig], start: Arrays, steps: range) -> list[dict[str, Any]]:
+    """Continue the same state on one layout after the other."""
+    return [trained(config, start, steps) for config in configs]
+
+
+@pytest.mark.distributed
+def test_a_checkpoint_is_continued_by_every_layout(tmp_path: Path) -> None:
+    spec = tiny_spec(tied_embeddings=True)
+    half = trained(config_of("fp64"), None, range(2))
+    start = assemble(spec, half["pieces"])
+    straight = trained(config_of("fp64"), start, range(2, 4))
+    expected = assemble(spec, straight["pieces"])
+    configs = [config_of("fp64", **layout) for layout in LAYOUTS]
+    ranks = run_ranks(2, trained_in_turn, configs, start, range(2, 4), folder=tmp_path, timeout_seconds=600)
+    for index, config in enumerate(configs):
+        name = config.layout.model_dump_json(exclude_defaults=True)
+        for rank in ranks:
+            result = rank[index]
+            assert result["loss"] == pytest.approx(straight["loss"], rel=1e-10), name
+            np.testing.assert_allclose(result["documents"], straight["documents"], rtol=1e-9, err_msg=name)
+            assert result["correct"] == straight["correct"], name
+            assert result["answer"] == straight["answer"], name
+            assert result["updates"] == 4, name
+        found = assemble(spec, [piece for rank in ranks for piece in rank[index]["pieces"]])
+        assert sorted(found) == sorted(expected)
+        for key, value in expected.items():
+            np.testing.assert_allclose(found[key], value, rtol=0, atol=1e-11, err_msg=f"{name} {key}")

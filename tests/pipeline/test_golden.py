@@ -1,0 +1,27 @@
+"""The committed YAML is what the code renders today. CI never writes it; ``make render`` does, on request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import stagecoach_workflows
+from stagecoach_workflows.deployment import Deployment
+from stagecoach_workflows.recipes_shipped import load_recipe, shipped_names
+from stagecoach_workflows.render import template_document
+
+RENDERED = Path(stagecoach_workflows.__path__[0]) / "rendered"
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_the_rendered_template_is_up_to_date(name: str) -> None:
+    file = RENDERED / f"{name}.yaml"
+    assert file.is_file(), "run `make render` and commit what it writes"
+    (committed,) = yaml.safe_load_all(file.read_text(encoding="utf-8"))
+    assert committed == template_document(load_recipe(name), Deployment()), "run `make render` and look at the diff"
+
+
+def test_nothing_is_rendered_that_is_not_shipped() -> None:
+    assert sorted(file.stem for file in RENDERED.glob("*.yaml")) == shipped_names()

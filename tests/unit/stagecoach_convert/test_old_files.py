@@ -1,0 +1,193 @@
+"""Hub ``.bin`` files and checkpoints of the original system give the same native model as safetensors."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stagecoach.errors import DataError
+from stagecoach.formats.tensor_file import Array
+from stagecoach.outputs import Input
+from stagecoach.storage.memory import MemoryStore
+from tests.tiny_models import CONFIGS, Pipeline, hub_arrays, hub_directory, native_arrays, tokenizer_directory
+
+torch = pytest.importorskip("torch")
+
+CONFIG: dict[str, Any] = {**CONFIGS["mistral"], "num_hidden_layers": 4}
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
+
+
+def _bytes(content: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+def _state(config: dict[str, Any] = CONFIG) -> dict[str, Any]:
+    return {name: torch.from_numpy(array.copy()) for name, array in hub_arrays(config).items()}
+
+
+def _convert(tmp_path: Path, files: dict[str, bytes], tokenizer: dict[str, bytes] | None = None) -> Input:
+    pipeline = Pipeline(MemoryStore(), tmp_path)
+    model = pipeline.finish("sources/models/m-1/", files)
+    final = pipeline.finish("sources/tokenizers/m-1/", tokenizer or tokenizer_directory())
+    return pipeline.convert(model, final)
+
+
+class TestBin:
+    def test_one_file(self, tmp_path: Path) -> None:
+        expected = _convert(tmp_path / "a", hub_directory(CONFIG)).read_bytes("model.safetensors")
+        files = {"config.json": json.dumps(CONFIG).encode(), "pytorch_model.bin": _bytes(_state())}
+        assert _convert(tmp_path / "b", files).read_bytes("model.safetensors") == expected
+
+    def test_several_files(self, tmp_path: Path) -> None:
+        expected = _convert(tmp_path / "a", hub_directory(CONFIG)).read_bytes("model.safetensors")
+        state = _state()
+        weight_map = {name: f"pytorch_model-0000{1 + at % 2}-of-00002.bin" for at, name in enumerate(state)}
+        files = {
+            file: _bytes({name: tensor for name, tensor in state.items() if weight_map[name] == file})
+            for file in set(weight_map.values())
+        }
+        files["pytorch_model.bin.index.json"] = json.dumps({"weight_map": weight_map}).encode()
+        files["config.json"] = json.dumps(CONFIG).encode()
+        assert _convert(tmp_path / "b", files).read_bytes("model.safetensors") == expected
+        with pytest.raises(DataError, match=r"names pytorch_model-00002-of-00002\.bin, which the directory does not"):
+            _convert(tmp_path / "c", {name: data for name, data in files.items() if "00002-of" not in name})
+
+
+def interleaved(rows: Array, num_heads: int) -> Array:
+    """Half-split rows of each head -> the original's adjacent pairs, as its own converter did it."""
+    heads = torch.from_numpy(rows.copy()).view(num_heads, 2, HEAD_DIM // 2, rows.shape[1])
+    flat: Array = heads.transpose(1, 2).reshape(rows.shape).numpy()
+    return flat
+
+
+def original_layer(hub: dict[str, Array], layer: int) -> dict[str, Array]:
+    """One layer in the original's layout, before it is cut."""
+    prefix = f"model.layers.{layer}."
+    q = interleaved(hub[f"{prefix}self_attn.q_proj.weight"], HEADS)
+    k = interleaved(hub[f"{prefix}self_attn.k_proj.weight"], KV_HEADS)
+    v = hub[f"{prefix}self_attn.v_proj.weight"]
+    group = HEADS // KV_HEADS * HEAD_DIM
+    qkv = [
+        part
+        for g in range(KV_HEADS)
+        for part in (q[g * group : (g + 1) * group], k[g * 8 : (g + 1) * 8], v[g * 8 : (g + 1) * 8])
+    ]
+    return {
+        "attention.query_key_value.weight": np.concatenate(qkv),
+        "attention.dense.weight": hub[f"{prefix}self_attn.o_proj.weight"],
+        "input_layernorm.weight": hub[f"{prefix}input_layernorm.weight"],
+        "post_attention_layernorm.weight": hub[f"{prefix}post_attention_layernorm.weight"],
+        "mlp.dense_h_to_4h.weight": np.concatenate(
+            [hub[f"{prefix}mlp.up_proj.weight"], hub[f"{prefix}mlp.gate_proj.weight"]]
+        ),
+        "mlp.dense_4h_to_h.weight": hub[f"{prefix}mlp.down_proj.weight"],
+    }
+
+
+def cut_layer(name: str, array: Array, tp: int, rank: int) -> Array:
+    """One tensor rank's part."""
+    if name.endswith("layernorm.weight"):
+        return array
+    if name in ("attention.dense.weight", "mlp.dense_4h_to_h.weight"):
+        return np.split(array, tp, axis=1)[rank]
+    if name == "mlp.dense_h_to_4h.weight":
+        up, gate = np.split(array, 2)
+        return np.concatenate([np.split(up, tp)[rank], np.split(gate, tp)[rank]])
+    return np.split(array, tp)[rank]
+
+
+def original_files(
+    tp: int, pp: int, *, nested: bool, iteration: str = "release", padded: int = 384
+) -> dict[str, bytes]:
+    """The rank files of one checkpoint; vocabulary padded, layers numbered from 0 on each stage."""
+    hub = hub_arrays(CONFIG)
+    vocab = {
+        name: np.concatenate([hub[name], np.repeat(hub[name][-1:], padded - 320, 0)])
+        for name in ("model.embed_tokens.weight", "lm_head.weight")
+    }
+    arguments = argparse.Namespace(
+        num_layers=4,
+        hidden_size=32,
+        ffn_hidden_size=48,
+        num_attention_heads=4,
+        num_attention_heads_kv=2,
+        max_position_embeddings=128,
+        layernorm_epsilon=1e-5,
+        rope_theta=10_000.0,
+        sliding_window_size=8,
+        tie_embed_logits=False,
+        params_dtype=torch.float32,
+    )
+    files = {"latest_checkpointed_iteration.txt": iteration.removeprefix("iter_").lstrip("0").encode()}
+    block, attention = ("encoder", "self_attention.") if nested else ("transformer", "attention.")
+    for stage in range(pp):
+        for rank in range(tp):
+            layers: dict[str, Any] = {}
+            for local in range(4 // pp):
+                for name, array in original_layer(hub, stage * (4 // pp) + local).items():
+                    part = torch.from_numpy(cut_layer(name, array, tp, rank).copy())
+                    renamed = name.replace("attention.", attention, 1) if name.startswith("attention.") else name
+                    layers[f"layers.{local}.{renamed}"] = part
+            language_model: dict[str, Any] = {block: layers}
+            if stage == 0:
+                words = torch.from_numpy(np.split(vocab["model.embed_tokens.weight"], tp)[rank].copy())
+                language_model["embedding"] = (
+                    {"word_embeddings": {"weight": words}} if nested else {"word_embeddings.weight": words}
+                )
+            if stage == pp - 1:
+                layers["final_layernorm.weight"] = torch.from_numpy(hub["model.norm.weight"].copy())
+                language_model["lm_head"] = torch.from_numpy(np.split(vocab["lm_head.weight"], tp)[rank].copy())
+            folder = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else "")
+            content = {"iteration": iteration, "checkpoint_version": 3.0, "args": arguments}
+            files[f"{iteration}/{folder}/model_optim_rng.pt"] = _bytes(
+                {**content, "model": {"language_model": language_model}}
+            )
+    return files
+
+
+class TestOriginalSystem:
+    @pytest.mark.parametrize(("tp", "pp", "nested"), [(1, 1, False), (2, 1, True), (1, 2, True), (2, 2, True)])
+    def test_the_same_native_model(self, tmp_path: Path, tp: int, pp: int, nested: bool) -> None:
+        expected = native_arrays(_convert(tmp_path / "a", hub_directory(CONFIG)))
+        found = native_arrays(_convert(tmp_path / "b", original_files(tp, pp, nested=nested), _trained_tokenizer()))
+        for name, array in expected.items():
+            # The tokenizer of this one has 320 ids with ChatML inside, so nothing grows; padding rows are gone.
+            assert np.array_equal(found[name], array[:320] if array.shape[0] == 322 else array), name
+
+    def test_the_config_comes_from_the_stored_arguments(self, tmp_path: Path) -> None:
+        native = _convert(tmp_path, original_files(2, 1, nested=True), _trained_tokenizer())
+        spec = json.loads(native.read_bytes("model.json"))["spec"]
+        assert (spec["family"], spec["sliding_window"], spec["num_kv_heads"], spec["vocab_size"]) == (
+            "mistral",
+            8,
+            2,
+            320,
+        )
+
+    def test_a_numbered_iteration(self, tmp_path: Path) -> None:
+        files = original_files(1, 1, nested=True, iteration="iter_0000152")
+        assert files["latest_checkpointed_iteration.txt"] == b"152"
+        assert _convert(tmp_path, files, _trained_tokenizer()).summary["family"] == "mistral"
+
+    def test_a_missing_rank_is_refused(self, tmp_path: Path) -> None:
+        files = original_files(2, 2, nested=True)
+        del files["release/mp_rank_01_000/model_optim_rng.pt"]
+        with pytest.raises(DataError, match="expected 2 x 2 rank files, got 3"):
+            _convert(tmp_path, files, _trained_tokenizer())
+
+    def test_a_tracker_that_names_nothing_is_refused(self, tmp_path: Path) -> None:
+        files = {**original_files(1, 1, nested=True), "latest_checkpointed_iteration.txt": b"7"}
+        with pytest.raises(DataError, match="says 'iter_0000007', of which there are no rank files"):
+            _convert(tmp_path, files, _trained_tokenizer())
+
+
+def _trained_tokenizer() -> dict[str, bytes]:
+    return tokenizer_directory(320, chatml_at=(318, 319))

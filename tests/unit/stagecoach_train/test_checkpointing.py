@@ -1,0 +1,64 @@
+"""Which checkpoints stay, and which one is gone on from."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from stagecoach_train.checkpointing import Retention
+from stagecoach_train.train_state import CheckpointRef, HeldoutLoss, TrainState
+
+
+def refs(*iterations: int, attempt: int = 1) -> list[CheckpointRef]:
+    return [CheckpointRef(iteration, attempt) for iteration in iterations]
+
+
+def state(**losses: float) -> TrainState:
+    """``state(at10=2.0)``: held-out loss 2.0 after 10 steps."""
+    found = {int(name[2:]): HeldoutLoss(loss, 0.0, 0.0, 1, {}) for name, loss in losses.items()}
+    return TrainState(heldout=found)
+
+
+class TestRetention:
+    """Breaks if a checkpoint that somebody needs is deleted."""
+
+    def test_the_newest_stay(self) -> None:
+        assert Retention(2, None, False).to_delete(refs(10, 20, 30, 40), state(), None) == refs(10, 20)
+
+    def test_every_hundredth_stays(self) -> None:
+        kept = Retention(1, 20, False)
+        assert kept.to_delete(refs(10, 20, 30, 40, 50), state(), None) == refs(10, 30)
+
+    def test_the_best_stays(self) -> None:
+        losses = state(at10=3.0, at20=1.0, at30=2.0, at25=0.5)  # nothing was saved after 25 steps
+        assert Retention(1, None, True).to_delete(refs(10, 20, 30), losses, None) == refs(10)
+
+    def test_the_one_resumed_from_stays(self) -> None:
+        assert Retention(1, None, False).to_delete(refs(10, 20, 30), state(), CheckpointRef(10, 1)) == refs(20)
+
+    def test_of_two_attempts_at_an_iteration_the_higher_stays(self) -> None:
+        both = [CheckpointRef(30, 1), CheckpointRef(30, 2)]
+        assert Retention(1, None, False).to_delete(both, state(), None) == [CheckpointRef(30, 1)]
+
+
+class TestState:
+    """Breaks if a resumed training forgets something."""
+
+    def test_it_survives_json(self) -> None:
+        import json
+
+        full = TrainState(
+            step=7,
+            num_updates=6,
+            skipped_steps=[3],
+            heldout={0: HeldoutLoss(1.5, 4.48, 0.25, 9, {"chat": 1.5})},
+            answers={0: [{"prompt": "Hi", "answer": "Hello"}]},
+        )
+        assert TrainState.from_json(json.loads(json.dumps(full.to_json()))) == full
+
+    @pytest.mark.parametrize(
+        ("losses", "best"), [({"at5": 2.0, "at9": 2.0}, 5), ({"at5": math.nan, "at9": 2.0}, 9), ({}, None)]
+    )
+    def test_the_best_is_the_earliest_finite_lowest(self, losses: dict[str, float], best: int | None) -> None:
+        assert state(**losses).best_step({5, 9}) == best

@@ -1,0 +1,148 @@
+"""The whole stage on one rank, in this process, with the real engine and a store in memory."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stagecoach.errors import AcceleratorError, ConfigError, DataError, InterruptedWithProgress, MissingInputError
+from stagecoach.formats.checkpoint import CheckpointIndex
+from stagecoach.manifest import Manifest, read_manifest
+from stagecoach.outputs import Output, open_input
+from stagecoach.recipe.train import TrainConfig
+from stagecoach.storage.memory import MemoryStore
+from stagecoach_train.run import check, run
+from tests.unit.stagecoach_train.tiny_inputs import SPEC, tiny_inputs
+
+TRAINED = "trained/tiny-0123456789abcdef/"
+RECIPE: dict[str, Any] = {
+    "steps": 6,
+    "packs_per_step": 2,
+    "lr": 1e-2,
+    "min_lr": 1e-3,
+    "compute_dtype": "fp32",
+    "save_every_steps": 2,
+    "evaluate_every_steps": 3,
+}
+
+
+def config(**values: Any) -> TrainConfig:
+    return TrainConfig.model_validate({**RECIPE, **values})
+
+
+def train(store: MemoryStore, folder: Path, **values: Any) -> Manifest:
+    """Run the stage and commit what it handed over."""
+    inputs = tiny_inputs(store, folder)
+    output = Output(store, TRAINED, folder / "output")
+    run(config(**values), inputs, output, store)
+    output.commit(task="train", key="0123456789abcdef", name="tiny", output_version=1)
+    manifest = read_manifest(store, TRAINED)
+    assert manifest is not None
+    return manifest
+
+
+class TestWholeStage:
+    """Breaks if export could not find or read what was trained."""
+
+    def test_hands_over_the_last_and_the_best_checkpoint_and_the_metrics(self, tmp_path: Path) -> None:
+        store = MemoryStore("run")
+        manifest = train(store, tmp_path)
+        summary = manifest.summary
+        assert (summary["last"], summary["steps"]) == (6, 6)
+        assert summary["last_loss"] < summary["first_loss"]
+        assert summary["best"] in summary["iterations"]
+        assert summary["heldout_last"]["num_targets"] == 63
+        names = {name.split("/")[0] for name in manifest.objects}
+        assert names == {"metrics", "iter_0000006", f"iter_{summary['best']:07d}"}
+        trained = open_input(store, TRAINED, tmp_path / "read")
+        index = CheckpointIndex.from_bytes(trained.read_bytes("iter_0000006/index.json"))
+        assert index.spec == SPEC
+        assert all(trained.path(f"iter_0000006/{file}").exists() for file in index.files)
+        assert index.kinds("layers.1.mlp.down.weight") == ("weight", "exp_avg", "exp_avg_sq")
+
+    def test_the_same_recipe_gives_the_same_bits(self, tmp_path: Path) -> None:
+        digests = [
+            train(MemoryStore(name), tmp_path / name).objects["iter_0000006/rank-00000.safetensors"].sha256
+            for name in ("a", "b")
+        ]
+        assert digests[0] == digests[1]
+
+    def test_a_budget_stops_and_the_next_attempt_ends_with_the_same_bits(self, tmp_path: Path) -> None:
+        whole = train(MemoryStore("whole"), tmp_path / "whole")
+        store = MemoryStore("cut")
+        with pytest.raises(InterruptedWithProgress, match=r"the wall-clock budget of 1e-06 s is used up"):
+            train(store, tmp_path / "cut", wall_clock_budget_seconds=1e-6)
+        again = train(store, tmp_path / "again")
+        name = "iter_0000006/rank-00000.safetensors"
+        assert again.objects[name].sha256 == whole.objects[name].sha256
+
+    def test_without_a_held_out_split_nothing_is_the_best(self, tmp_path: Path) -> None:
+        store = MemoryStore("run")
+        inputs = tiny_inputs(store, tmp_path, num_heldout=0)
+        output = Output(store, TRAINED, tmp_path / "output")
+        run(config(), inputs, output, store)
+        assert (output.summary["best"], output.summary["heldout_last"]) == (None, None)
+
+
+class TestRefused:
+    """Breaks if a training starts that cannot end well."""
+
+    def test_a_step_without_targets(self, tmp_path: Path) -> None:
+        store = MemoryStore("run")
+        inputs = tiny_inputs(store, tmp_path, untrained=True)
+        with pytest.raises(DataError, match=r"step 1 of 6 \(packs \d, \d\) has no trained target"):
+            run(config(), inputs, Output(store, TRAINED, tmp_path / "output"), store)
+
+    def test_a_tokenizer_that_is_larger_than_the_model(self, tmp_path: Path) -> None:
+        store = MemoryStore("run")
+        inputs = tiny_inputs(store, tmp_path, vocab_size=300)
+        with pytest.raises(DataError, match="tokenizer with 300 tokens, the model has embeddings for 256"):
+            run(config(), inputs, Output(store, TRAINED, tmp_path / "output"), store)
+
+    def test_prompts_without_a_tokenizer(self, tmp_path: Path) -> None:
+        store = MemoryStore("run")
+        with pytest.raises(MissingInputError, match="expected an input 'tokenizer', got packed, shards"):
+            train(store, tmp_path, prompts=("Hello",))
+
+    def test_a_damaged_input(self, tmp_path: Path) -> None:
+        store = MemoryStore("run")
+        inputs = tiny_inputs(store, tmp_path)
+        entry = inputs["packed"].entry("train/tokens.bin")
+        store.put(entry.path, bytes(entry.size_bytes))
+        with pytest.raises(DataError, match=r"tokens\.bin: expected .* bytes with sha256"):
+            run(config(), inputs, Output(store, TRAINED, tmp_path / "output"), store)
+
+    def test_gpus_that_are_not_there(self, tmp_path: Path) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("GPU present")
+        store = MemoryStore("run")
+        with pytest.raises(AcceleratorError, match=r"rank 0 of 1: train\.gpus is 1: expected a GPU for local rank 0"):
+            train(store, tmp_path, gpus=1)
+
+
+class TestCheck:
+    """Breaks if ``--check`` says yes to what the run refuses."""
+
+    def test_says_what_will_happen(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO)
+        check(config(), tiny_inputs(MemoryStore("run"), tmp_path))
+        assert "8 packs, 2 a step, 6 steps (1.5 epochs); each data-parallel rank: 2 micro-batches" in caplog.text
+
+    def test_shows_the_memory_plan_of_a_gpu(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO)
+        check(config(gpus=1, gpu_memory_gib=40), tiny_inputs(MemoryStore("run"), tmp_path))
+        assert "activations" in caplog.text
+        assert "usable" in caplog.text
+
+    def test_asks_for_the_memory_that_it_cannot_see(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"train\.gpu_memory_gib: expected the memory of one GPU"):
+            check(config(gpus=1), tiny_inputs(MemoryStore("run"), tmp_path))
+
+    def test_refuses_what_the_run_refuses(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="has no trained target"):
+            check(config(), tiny_inputs(MemoryStore("run"), tmp_path, untrained=True))
