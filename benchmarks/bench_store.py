@@ -177,13 +177,19 @@ def main() -> None:
         with running_s3_server(folder / "server") as server:
             os.environ.update(server.environ())  # noqa: TID251 - for s5cmd and the processes that measure
             figures = measure(flags.s5cmd, folder, num_rounds, server.endpoint_url)
-    report = {"big_mib": big_mib, "num_small": num_small, "cpus": os.cpu_count(), "python": platform.python_version()}
+    report: dict[str, Any] = {"big_mib": big_mib, "num_small": num_small, "cpus": os.cpu_count(), "python": platform.python_version()}
     report["load_before_and_after"] = [round(value, 2) for value in os.getloadavg()]
     report["tasks"] = figures
     if flags.result:
         flags.result.write_text(json.dumps(report, indent=1) + "\n")
-    missed = [f"{task} {figures[task]['ratio']} < {floor}" for task, floor in FLOORS.items() if figures[task]["ratio"] < floor]
-    missed += [f"{task} {f['peak_mib']} MiB > {MAX_MEMORY_MIB}" for task, f in figures.items() if f["peak_mib"] > MAX_MEMORY_MIB]
+    missed = [
+        f"{task} {figures[task]['ratio']} < {floor}" for task, floor in FLOORS.items() if figures[task]["ratio"] < floor
+    ]
+    missed += [
+        f"{task} {f['peak_mib']} MiB > {MAX_MEMORY_MIB}"
+        for task, f in figures.items()
+        if f["peak_mib"] > MAX_MEMORY_MIB
+    ]
     if missed:
         raise SystemExit("floors missed: " + "; ".join(missed))
 

@@ -7,8 +7,8 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac1
 # --- locked wheels: big, and the same until a lock changes ------------------------------------------------------------
 FROM ${BASE_IMAGE} AS dependencies
 SHELL ["/bin/sh", "-euc"]
-# The builder's pip is thrown away with the builder; what it installs is checked against hashes.
-# hadolint ignore=DL3008
+# The builder and its pip are thrown away; what it installs is checked against hashes.
+# hadolint ignore=DL3008,DL3009
 RUN command -v pip >/dev/null || { apt-get update -q && apt-get install -qy --no-install-recommends python3-pip; }
 RUN python3 -m venv --without-pip /opt/venv \
     && echo /opt/stagecoach > "$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/stagecoach.pth"

@@ -105,6 +105,10 @@ def docker_engine(data: Path) -> Iterator[Engine]:
 def _private_engine(client: str, dockerd: str, data: Path) -> Iterator[Engine]:
     data.mkdir(parents=True, exist_ok=True)
     socket, pid_file = data / "docker.sock", data / "docker.pid"
+    engine = Engine(client, f"unix://{socket}")
+    if engine.ask("version") is not None:  # another build's, which ends it
+        yield engine
+        return
     pid_file.unlink(missing_ok=True)
     command = [dockerd, "--data-root", data / "data", "--exec-root", data / "exec", "--host", f"unix://{socket}"]
     command += ["--pidfile", pid_file, "--iptables=false", "--ip6tables=false", "--bridge=none"]
@@ -112,7 +116,6 @@ def _private_engine(client: str, dockerd: str, data: Path) -> Iterator[Engine]:
         process = subprocess.Popen(
             list(map(str, command)), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    engine = Engine(client, f"unix://{socket}")
     try:
         end = time.monotonic() + START_SECONDS
         while engine.ask("version") is None:

@@ -27,6 +27,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from stagecoach import last_words
 from stagecoach.errors import AcceleratorError, ConfigError, StagecoachError, UnavailableError
 from stagecoach.keys import content_key
 from stagecoach.manifest import Manifest, read_manifest
@@ -116,6 +117,7 @@ def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         code, sentence = exit_code_of(error)
         _log.error("%s", sentence)
+        last_words.leave(sentence)
         if store is not None and job is not None and not flags.check:
             _record(store, job, {"state": "failed", "exit_code": code, "message": sentence})
         return code

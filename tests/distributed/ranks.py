@@ -15,7 +15,12 @@ import torch.distributed as dist
 
 
 def run_ranks(
-    world_size: int, function: Callable[..., Any], *arguments: Any, folder: Path, timeout_seconds: float = 300
+    world_size: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    folder: Path,
+    timeout_seconds: float = 300,
+    backend: str = "gloo",
 ) -> list[Any]:
     """Call `function(*arguments)` on every rank and return the results in rank order.
 
@@ -25,6 +30,7 @@ def run_ranks(
         arguments: Given to every rank alike.
         folder: An empty folder for the rendezvous file.
         timeout_seconds: For all ranks together.
+        backend: gloo, or nccl with rank i on GPU i.
 
     Raises:
         RuntimeError: A rank failed (with its traceback), or nothing came in time.
@@ -34,7 +40,7 @@ def run_ranks(
     store = folder / "rendezvous"
     processes = [
         context.Process(
-            target=_rank_main, args=(rank, world_size, str(store), results, function, arguments), daemon=True
+            target=_rank_main, args=(rank, world_size, str(store), results, function, arguments, backend), daemon=True
         )
         for rank in range(world_size)
     ]
@@ -60,12 +66,20 @@ def run_ranks(
 
 
 def _rank_main(
-    rank: int, world_size: int, store: str, results: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int,
+    world_size: int,
+    store: str,
+    results: Any,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    backend: str,
 ) -> None:
     try:
         torch.set_num_threads(1)
+        if backend == "nccl":
+            torch.cuda.set_device(rank)
         dist.init_process_group(
-            "gloo",
+            backend,
             init_method=f"file://{store}",
             rank=rank,
             world_size=world_size,

@@ -76,7 +76,13 @@ def micro_batch(seed: int) -> MicroBatch:
 
 
 def train(
-    spec: ModelSpec, config: TrainConfig, *, steps: int = 10, lr: float = 1e-3, empty_tail: bool = True
+    spec: ModelSpec,
+    config: TrainConfig,
+    *,
+    steps: int = 10,
+    lr: float = 1e-3,
+    empty_tail: bool = True,
+    device: str = "cpu",
 ) -> tuple[list[float], list[StatePiece], list[float]]:
     """Train on this rank's share of the same global batches; returns losses, state pieces and gradient norms."""
     torch.set_num_threads(1)
@@ -84,7 +90,12 @@ def train(
     topology = Topology(layout.data_parallel, layout.tensor_parallel, layout.pipeline_parallel)
     dp_rank = topology.coordinates(dist.get_rank() if dist.is_initialized() else 0).dp
     a_rank = MICRO_BATCHES_A_STEP // layout.data_parallel
-    engine = Engine(config, spec, topology, torch.device("cpu"), num_micro_batches=a_rank, shape=SHAPE)
+    place = (
+        torch.device(device, dist.get_rank() if dist.is_initialized() else 0)
+        if device == "cuda"
+        else torch.device(device)
+    )
+    engine = Engine(config, spec, topology, place, num_micro_batches=a_rank, shape=SHAPE)
     engine.load_weights(reader(initial_weights(spec)))
     losses, norms = [], []
     for step in range(steps):
@@ -100,9 +111,11 @@ def train(
     return losses, list(engine.state_pieces()), norms
 
 
-def train_layouts(spec: ModelSpec, configs: list[TrainConfig], steps: int) -> list[tuple[Any, Any, Any]]:
+def train_layouts(
+    spec: ModelSpec, configs: list[TrainConfig], steps: int, device: str = "cpu"
+) -> list[tuple[Any, Any, Any]]:
     """Train one configuration after the other in the same processes."""
-    return [train(spec, config, steps=steps) for config in configs]
+    return [train(spec, config, steps=steps, device=device) for config in configs]
 
 
 def assemble(spec: ModelSpec, pieces: Iterable[StatePiece]) -> Arrays:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def main(store_url: str, run_id: str, config: str) -> int:
     inputs = {
         name: open_input(store, f"{name}/tiny-0123456789abcdef/", settings.scratch_dir) for name in ("shards", "packed")
     }
-    output = Output(store, TRAINED, Path(settings.scratch_dir) / run_id)
+    output = Output(store, TRAINED, Path(settings.scratch_dir) / f"{run_id}-{os.getpid()}")
     output.run_id = run_id  # type: ignore[attr-defined]
     try:
         run(TrainConfig.model_validate(json.loads(config)), inputs, output, store)

@@ -1,10 +1,15 @@
-"""Validates workflow documents against Argo's own full CRDs, with every field that the schema does not know forbidden."""
+"""Validates workflow documents against Argo's own full CRDs, with unknown fields forbidden.
+
+The CRDs hold ten rules in CEL besides their structure. Each is written here once more in Python, under its own text, so
+that a rule that a new version of Argo adds is a failure until it is written too.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
 import gzip
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +26,59 @@ _FILES = {
 }
 
 
+_LOCATIONS = ("s3", "git", "http", "artifactory", "hdfs", "raw", "oss", "gcs", "azure", "plugin")
+_TYPES = ("container", "script", "dag", "steps", "resource", "suspend", "containerSet", "data", "http", "plugin")
+
+
+def _count(names: tuple[str, ...], variable: str) -> str:
+    """The CEL text that counts how many of these fields are set."""
+    return " + ".join(f"(has({variable}.{name}) ? 1 : 0)" for name in names)
+
+
+def _is_leaf(template: dict[str, Any]) -> bool:
+    return not {"steps", "dag"} & set(template)
+
+
+CEL: dict[str, Callable[[Any], bool]] = {
+    f"{_count(_LOCATIONS, 'self')} <= 1": lambda it: len(set(_LOCATIONS) & set(it)) <= 1,
+    "!has(self.realtime) || !self.realtime || !self.value.contains('resourcesDuration.')": lambda it: (
+        not it.get("realtime") or "resourcesDuration." not in it["value"]
+    ),
+    "!has(self.depends) || !has(self.dependencies)": lambda it: not {"depends", "dependencies"} <= set(it),
+    "!has(self.depends) || !has(self.continueOn)": lambda it: not {"depends", "continueOn"} <= set(it),
+    "!(has(self.depends) || has(self.dependencies)) || !self.name.matches('^[0-9]')": lambda it: (
+        not {"depends", "dependencies"} & set(it) or not it["name"][:1].isdigit()
+    ),
+    "!(has(self.count) && has(self.end))": lambda it: not {"count", "end"} <= set(it),
+    "(has(self.manifest) && !has(self.manifestFrom)) || (!has(self.manifest) && has(self.manifestFrom))"
+    " || (!has(self.manifest) && !has(self.manifestFrom))": lambda it: not {"manifest", "manifestFrom"} <= set(it),
+    f"self.all(t, {_count(_TYPES, 't')} <= 1)": lambda it: all(len(set(_TYPES) & set(each)) <= 1 for each in it),
+    'self.all(t, !(has(t.timeout) && t.timeout != "" && (has(t.steps) || has(t.dag))))': lambda it: all(
+        not each.get("timeout") or _is_leaf(each) for each in it
+    ),
+    "self.all(t, !(has(t.activeDeadlineSeconds) && (has(t.steps) || has(t.dag))))": lambda it: all(
+        "activeDeadlineSeconds" not in each or _is_leaf(each) for each in it
+    ),
+}
+"""Text of a rule in the CRDs -> whether a value keeps it."""
+
+
+def _check_cel(validator: Any, rules: Any, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+    for rule in rules:
+        text = " ".join(rule["rule"].split())
+        if text not in CEL:
+            yield jsonschema.ValidationError(f"a CEL rule that the tests do not know: {text}")
+        elif not CEL[text](instance):
+            yield jsonschema.ValidationError(rule["message"])
+
+
+_extend: Any = jsonschema.validators.extend  # carries no types
+_Validator = _extend(jsonschema.Draft202012Validator, {"x-kubernetes-validations": _check_cel})
+
+
 def problems(document: dict[str, Any], version: str) -> list[str]:
     """Every violation, as ``path: message``."""
-    validator = jsonschema.Draft202012Validator(_schema(document["kind"], version))
+    validator = _Validator(_schema(document["kind"], version))
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
 
 

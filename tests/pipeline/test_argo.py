@@ -75,6 +75,21 @@ def test_the_schema_finds_a_misspelt_field(version: str) -> None:
     assert any("limits" in problem for problem in problems(document, version))
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("template", "changes", "sentence"),
+    [
+        ("pipeline", {"timeout": "1h"}, "timeout cannot be applied to steps or dag templates"),
+        ("pipeline", {"activeDeadlineSeconds": 5}, "activeDeadlineSeconds is only valid for leaf templates"),
+        ("plan", {"suspend": {}}, "template must have at most one template type"),
+    ],
+)
+def test_the_rules_in_cel_are_checked_too(version: str, template: str, changes: dict[str, Any], sentence: str) -> None:
+    document = template_document(load_recipe("micro"), Deployment())
+    next(one for one in document["spec"]["templates"] if one["name"] == template).update(changes)
+    assert [problem.split(": ", 1)[1] for problem in problems(document, version)] == [sentence]
+
+
 def test_a_template_uses_only_what_all_three_versions_have(document: dict[str, Any]) -> None:
     names = set(fields(document["spec"]))
     assert names & (SINCE_4_1 | GONE_IN_4_0) == set()
@@ -176,7 +191,9 @@ def test_train_asks_for_four_a100s_and_shared_memory() -> None:
 
 def test_a_recipe_for_80_gb_keeps_off_smaller_cards() -> None:
     terms = train_template("train.gpu_memory_gib=75")["affinity"]["nodeAffinity"]
-    values = terms["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"][0]["matchExpressions"][0]["values"]
+    values = terms["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"][0]["matchExpressions"][0][
+        "values"
+    ]
     assert values == ["NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-80GB-PCIe"]
 
 

@@ -43,7 +43,9 @@ def values_of(path: Path) -> dict[str, Any]:
     return values
 
 
+@cache
 def ci(name: str) -> list[Object]:
+    """The objects of one of the chart's ``ci/`` values files; tests only read them."""
     return render(values_of(CHART / f"ci/{name}-values.yaml"))
 
 
@@ -69,7 +71,7 @@ def test_the_objects_of_a_minimal_installation() -> None:
     assert names == {
         "ConfigMap": ["stagecoach-artifacts", "stagecoach-semaphores", "stagecoach-store"],
         "NetworkPolicy": ["stagecoach-hub", "stagecoach-stages", "stagecoach-train"],
-        "Pod": ["demo-doctor"],
+        "Pod": ["demo-doctor-cluster", "demo-doctor-store"],
         "Role": ["stagecoach-executor", "stagecoach-submitter"],
         "RoleBinding": ["stagecoach-executor", "stagecoach-submitter"],
         "Secret": ["stagecoach-executor.service-account-token"],
@@ -80,6 +82,8 @@ def test_the_objects_of_a_minimal_installation() -> None:
 def test_the_objects_of_a_full_installation() -> None:
     kinds = {o["kind"] for o in ci("everything")} - {o["kind"] for o in ci("minimal")}
     assert kinds == {
+        "ClusterRole",
+        "ClusterRoleBinding",
         "CronWorkflow",
         "DaemonSet",
         "ExternalSecret",

@@ -14,7 +14,6 @@ from stagecoach.recipe.recipe import Recipe
 from stagecoach.recipe.source import DirectorySource, HubSource, S3Source, SeedSource
 from stagecoach.settings import Settings
 from stagecoach.source_identity import directory_root
-from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
 from stagecoach_workflows.decisions import Candidate, candidates, decide, task_configs
 from stagecoach_workflows.deployment import Deployment
@@ -33,7 +32,6 @@ def check_recipe(recipe: Recipe, store_url: str, deployment: Deployment) -> list
     """
     settings = Settings.from_environ()
     list_hub = HubLister(settings)
-    store = open_store(store_url, settings)
     found: list[str] = []
     errors: list[StagecoachError] = []
 
@@ -50,7 +48,7 @@ def check_recipe(recipe: Recipe, store_url: str, deployment: Deployment) -> list
     if configs is not None:
         model = configs["download-model"]
         attempt(_layout, recipe, model, settings, list_hub)
-        attempt(_store, store, candidates(recipe, configs), recipe)
+        attempt(_store, store_url, settings, candidates(recipe, configs), recipe)
     attempt(_workflow, recipe, deployment)
     if errors:
         raise _joined(errors)
@@ -91,7 +89,8 @@ def _layout(recipe: Recipe, model: DownloadModelConfig, settings: Settings, list
     )
 
 
-def _store(store: ObjectStore, tasks: Mapping[str, Candidate], recipe: Recipe) -> tuple[str, None]:
+def _store(url: str, settings: Settings, tasks: Mapping[str, Candidate], recipe: Recipe) -> tuple[str, None]:
+    store = open_store(url, settings)
     plans = decide(store, tasks, recipe)
     to_run = [task for task, plan in plans.items() if plan.decision == "run"]
     return f"store: {store.url} answers; {len(to_run)} of {len(plans)} tasks have something to do", None

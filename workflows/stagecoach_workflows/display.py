@@ -81,7 +81,9 @@ class Display:
             parts.append(f"in {run.seconds():.1f} s")
         if run.exit_code:
             parts.append(f"(exit code {run.exit_code})")
-        self._console.print(" ".join([*parts, note]).rstrip(), highlight=False, markup=False)
+        if run.state is State.RUNNING and note:
+            parts.append(note)
+        self._console.print(" ".join(parts), highlight=False, markup=False)
 
 
 def _table(runs: Mapping[str, TaskRun]) -> Table:
@@ -91,7 +93,9 @@ def _table(runs: Mapping[str, TaskRun]) -> Table:
         style = _STYLES[run.state]
         bar = ProgressBar(total=1.0, completed=share, width=24) if run.state is State.RUNNING else Text("")
         seconds = f"{run.seconds():.1f} s" if run.started_seconds is not None else ""
-        if run.state in (State.FAILED, State.RETRYING):
+        if run.state in (State.DONE, State.SKIPPED):
+            note = ""
+        elif run.state in (State.FAILED, State.RETRYING):
             note = f"exit code {run.exit_code}: {run.last_sentence()}"
         table.add_row(Text(run.spec.name), Text(str(run.state), style=style), bar, Text(seconds), Text(note))
     return table

@@ -158,7 +158,7 @@ def _workflow(shape: Shape, recipe_base64: str, deployment: Deployment, name: st
         else None,
         workflow_metadata=argo.WorkflowMetadata(labels={**labels, "stagecoach/recipe": _label(shape.recipe_name)}),
         pod_metadata=argo.Metadata(labels=labels),
-        pod_gc=argo.PodGC(strategy="OnPodSuccess", delete_delay_duration="60s"),
+        pod_gc=argo.PodGC(strategy="OnPodSuccess", delete_delay_duration="10m"),
         ttl_strategy=argo.TTLStrategy(seconds_after_completion=deployment.keep_days * 24 * 3600),
         hooks={"exit": argo.LifecycleHook(template="notify")} if deployment.notify else None,
     )

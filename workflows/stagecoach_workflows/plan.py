@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from stagecoach import last_words
 from stagecoach.contract import exit_code_of
 from stagecoach.errors import ConfigError, MissingInputError, UnavailableError
 from stagecoach.paths import plan_key, validate_run_id
@@ -221,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         code, sentence = exit_code_of(error)
         _log.error("%s", sentence)
+        last_words.leave(sentence)
         return code
     return 0
 

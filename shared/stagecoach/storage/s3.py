@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import parse_qs, urlsplit
+from typing import TYPE_CHECKING, Any
 
 import boto3
+from botocore.awsrequest import AWSPreparedRequest
 from botocore.config import Config
 from botocore.exceptions import NoCredentialsError
 from botocore.utils import get_environ_proxies
@@ -37,7 +36,8 @@ from stagecoach.storage.base import (
     validate_key,
     validate_prefix,
 )
-from stagecoach.storage.s3_errors import Trouble, code_of, may_pass, translate, trouble_of
+from stagecoach.storage.s3_calls import S3Calls
+from stagecoach.storage.s3_errors import Trouble, code_of, trouble_of
 from stagecoach.storage.s3_options import S3Options as S3Options
 from stagecoach.storage.s3_order import by_bytes
 from stagecoach.storage.s3_requests import NONCE, S3Requests
@@ -51,11 +51,11 @@ from stagecoach.storage.transfer import (
     write_all,
 )
 
-_T = TypeVar("_T")
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 MAX_PARTS = 10_000
 _DELETE_BATCH = 1000
-_FIRST_CONTACT_TRIES = 3
 
 
 def connect(bucket: str, options: S3Options) -> S3Requests:
@@ -87,13 +87,11 @@ def connect(bucket: str, options: S3Options) -> S3Requests:
             s3={"addressing_style": options.addressing},
         ),
     )
-    # boto3's own answer to "where is this bucket and how is a request to it signed", whatever it was configured by
-    example = urlsplit(client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "x"}))
-    base_url = f"{example.scheme}://{example.netloc}{example.path.removesuffix('/x')}"
+    base_url, region = _address_of(client, bucket)
     target = Target(
         base_url=base_url,
         ca_bundle=ca_bundle,
-        proxy_url=get_environ_proxies(base_url).get(example.scheme),
+        proxy_url=get_environ_proxies(base_url).get(base_url.split(":")[0]),
         connect_timeout_seconds=options.connect_timeout_seconds,
         read_timeout_seconds=options.read_timeout_seconds,
     )
@@ -102,7 +100,6 @@ def connect(bucket: str, options: S3Options) -> S3Requests:
         frozen = credentials.get_frozen_credentials()
         return Secrets(frozen.access_key or "", frozen.secret_key or "", frozen.token)
 
-    region = parse_qs(example.query)["X-Amz-Credential"][0].split("/")[2]
     try:
         wire = S3Wire(target, Signer(region, current))
     except OSError as error:
@@ -116,18 +113,43 @@ def connect(bucket: str, options: S3Options) -> S3Requests:
     )
 
 
+class _Stopped(Exception):
+    """A request of boto3's that is complete and shall not be sent."""
+
+    def __init__(self, url: str, authorization: str) -> None:
+        self.url = url
+        self.authorization = authorization
+        super().__init__(url)
+
+
+def _address_of(client: S3Client, bucket: str) -> tuple[str, str]:
+    """Return the bucket's base URL and the region of signatures, as boto3 uses them, however that was configured."""
+
+    def stop(request: AWSPreparedRequest, **_: object) -> None:
+        authorization = request.headers["Authorization"]
+        text = authorization.decode() if isinstance(authorization, bytes) else str(authorization)
+        raise _Stopped(request.url.split("?")[0], text)
+
+    client.meta.events.register("before-send.s3.HeadObject", stop)
+    try:
+        client.head_object(Bucket=bucket, Key="x")
+    except _Stopped as stopped:
+        # Credential=<access key>/<day>/<region>/s3/aws4_request, ..
+        return stopped.url.removesuffix("/x"), stopped.authorization.split("/")[2]
+    finally:
+        client.meta.events.unregister("before-send.s3.HeadObject", stop)
+    raise AssertionError("boto3 sent a request past its before-send event")
+
+
 class S3Store:
     """Objects of one bucket whose keys begin with a prefix."""
 
     def __init__(self, bucket: str, prefix: str, options: S3Options) -> None:
         """Take note of the address; nothing is asked before the first request."""
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
-        self._bucket = bucket
         self._base = f"{prefix}/" if prefix else ""
         self._options = options
-        self._lock = threading.Lock()
-        self._requests: S3Requests | None = None
-        self._was_answered = False
+        self._calls = S3Calls(self.url, options, lambda: connect(bucket, options))
 
     def head(self, key: str) -> ObjectInfo | None:
         """See ``ObjectStore.head``."""
@@ -163,22 +185,22 @@ class S3Store:
 
     def get(self, key: str) -> bytes:
         """See ``ObjectStore.get``."""
-        with self._errors(key):
+        with self._calls.errors(key):
             full = self._full(key)
-            return self._retry(lambda ask: ask.get(full))
+            return self._calls.retry(lambda ask: ask.get(full))
 
     def get_range(self, key: str, start: int, size_bytes: int) -> bytes:
         """See ``ObjectStore.get_range``."""
         buffer = bytearray(size_bytes)
         if size_bytes:
-            with self._errors(key):
+            with self._calls.errors(key):
                 full, part = self._full(key), Part(0, start, size_bytes)
-                self._retry(lambda ask: ask.get_part(full, part, memoryview(buffer), None))
+                self._calls.retry(lambda ask: ask.get_part(full, part, memoryview(buffer), None))
         return bytes(buffer)
 
     def get_file(self, key: str, path: Path, *, on_bytes: Callable[[memoryview], None] | None = None) -> None:
         """See ``ObjectStore.get_file``."""
-        with self._errors(key):
+        with self._calls.errors(key):
             found = self._head(key)
             if found is None:
                 raise ObjectMissing(self.url, key, "no such object")
@@ -192,7 +214,7 @@ class S3Store:
                 def fetch(part: Part) -> bytearray:
                     buffer = free.pop()
                     view = memoryview(buffer)[: part.size_bytes]
-                    self._retry(lambda ask: ask.get_part(full, part, view, etag))
+                    self._calls.retry(lambda ask: ask.get_part(full, part, view, etag))
                     write_all(descriptor, view, part.start, path)
                     return buffer
 
@@ -208,19 +230,19 @@ class S3Store:
 
     def put(self, key: str, data: bytes, *, content_type: str = DEFAULT_CONTENT_TYPE) -> None:
         """See ``ObjectStore.put``."""
-        with self._errors(key):
+        with self._calls.errors(key):
             full = self._full(key)
-            self._retry(lambda ask: ask.put(full, data, {"content-type": content_type}))
+            self._calls.retry(lambda ask: ask.put(full, data, {"content-type": content_type}))
 
     def put_if_absent(self, key: str, data: bytes, *, content_type: str = DEFAULT_CONTENT_TYPE) -> bool:
         """See ``ObjectStore.put_if_absent``."""
         nonce = secrets.token_hex(16)
         headers = {"content-type": content_type, "if-none-match": "*", f"x-amz-meta-{NONCE}": nonce}
         full, policy = self._full(key), self._options.retry
-        with self._errors(key):
+        with self._calls.errors(key):
             for conflicts in range(1, policy.max_tries + 1):
                 try:
-                    self._retry(lambda ask: ask.put(full, data, headers))
+                    self._calls.retry(lambda ask: ask.put(full, data, headers))
                     return True
                 except Exception as error:
                     if trouble_of(error) not in (Trouble.TAKEN, Trouble.CONFLICT):
@@ -242,10 +264,10 @@ class S3Store:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             size_bytes = os.fstat(descriptor).st_size
-            with self._errors(key):
+            with self._calls.errors(key):
                 if size_bytes <= self._options.part_bytes:
                     data = _read_part(descriptor, Part(0, 0, size_bytes), bytearray(size_bytes), path)
-                    self._retry(lambda ask: ask.put(full, data, {"content-type": DEFAULT_CONTENT_TYPE}))
+                    self._calls.retry(lambda ask: ask.put(full, data, {"content-type": DEFAULT_CONTENT_TYPE}))
                 else:
                     self._put_parts(key, path, descriptor, size_bytes)
         finally:
@@ -255,22 +277,22 @@ class S3Store:
         """See ``ObjectStore.delete``."""
         rest = iter(keys)
         while batch := [self._full(key) for key in islice(rest, _DELETE_BATCH)]:
-            with self._errors(batch[0].removeprefix(self._base)):
+            with self._calls.errors(batch[0].removeprefix(self._base)):
                 try:
-                    self._retry(lambda ask: ask.delete_many(batch))
+                    self._calls.retry(lambda ask: ask.delete_many(batch))
                 except Exception as error:
                     if trouble_of(error) is not Trouble.CONFIGURATION or code_of(error) == "NoSuchBucket":
                         raise
                     # some stores have no DeleteObjects, or want a checksum for it that boto3 no longer sends
                     for full in batch:
-                        self._retry(lambda ask: ask.delete(full))  # noqa: B023
+                        self._calls.retry(lambda ask: ask.delete(full))  # noqa: B023
 
     def unfinished(self) -> Iterator[UnfinishedUpload]:
         """See ``ObjectStore.unfinished``."""
         marks: dict[str, Any] = {}
         while True:
-            with self._errors(""):
-                page = self._retry(lambda ask: ask.list_uploads(self._base, **marks))  # noqa: B023
+            with self._calls.errors(""):
+                page = self._calls.retry(lambda ask: ask.list_uploads(self._base, **marks))  # noqa: B023
             for item in page.get("Uploads", []):
                 yield UnfinishedUpload(item["Key"][len(self._base) :], item["UploadId"], item["Initiated"].timestamp())
             if not page.get("IsTruncated"):
@@ -280,23 +302,19 @@ class S3Store:
     def discard(self, upload: UnfinishedUpload) -> None:
         """See ``ObjectStore.discard``."""
         full = self._full(upload.key)
-        with suppress(ObjectMissing), self._errors(upload.key):
-            self._retry(lambda ask: ask.abort_upload(full, upload.upload_id))
+        with suppress(ObjectMissing), self._calls.errors(upload.key):
+            self._calls.retry(lambda ask: ask.abort_upload(full, upload.upload_id))
 
     def close(self) -> None:
         """Close idle connections; the next request opens new ones."""
-        with self._lock:
-            requests, self._requests = self._requests, None
-        if requests is not None:
-            requests.wire.close()
-            requests.client.close()
+        self._calls.close()
 
     def _head(self, key: str) -> Any:
         """Return boto3's answer to HEAD, None if there is no object."""
         full = self._full(key)
-        with self._errors(key):
+        with self._calls.errors(key):
             try:
-                return self._retry(lambda ask: ask.head(full))
+                return self._calls.retry(lambda ask: ask.head(full))
             except Exception as error:
                 if trouble_of(error) is Trouble.MISSING:
                     return None
@@ -304,8 +322,8 @@ class S3Store:
 
     def _pages(self, prefix: str, **parameters: str) -> Iterator[Any]:
         while True:
-            with self._errors(prefix):
-                page = self._retry(lambda ask: ask.list_page(self._base + prefix, **parameters))  # noqa: B023
+            with self._calls.errors(prefix):
+                page = self._calls.retry(lambda ask: ask.list_page(self._base + prefix, **parameters))  # noqa: B023
             yield page
             if not page.get("IsTruncated"):
                 return
@@ -318,12 +336,12 @@ class S3Store:
         num_threads = self._options.threads_for(parts[0].size_bytes)
         free = [bytearray(parts[0].size_bytes) for _ in range(num_threads)]
         nonce = secrets.token_hex(16)
-        upload_id = self._retry(lambda ask: ask.create_upload(full, nonce))
+        upload_id = self._calls.retry(lambda ask: ask.create_upload(full, nonce))
 
         def send(part: Part) -> dict[str, Any]:
             buffer = free.pop()
             data = _read_part(descriptor, part, buffer, path)
-            answer = self._retry(lambda ask: ask.put_part(full, upload_id, part, data))
+            answer = self._calls.retry(lambda ask: ask.put_part(full, upload_id, part, data))
             free.append(buffer)
             return answer
 
@@ -333,13 +351,13 @@ class S3Store:
             self._complete(key, upload_id, sent, nonce)
         except BaseException:
             with suppress(Exception):
-                self._retry(lambda ask: ask.abort_upload(full, upload_id))
+                self._calls.retry(lambda ask: ask.abort_upload(full, upload_id))
             raise
 
     def _complete(self, key: str, upload_id: str, parts: Sequence[dict[str, Any]], nonce: str) -> None:
         full = self._full(key)
         try:
-            self._retry(lambda ask: ask.complete_upload(full, upload_id, parts))
+            self._calls.retry(lambda ask: ask.complete_upload(full, upload_id, parts))
         except Exception as error:
             # an earlier try may have completed it, with its answer lost; then the upload is gone and the object is ours
             if code_of(error) != "NoSuchUpload":
@@ -350,34 +368,6 @@ class S3Store:
 
     def _full(self, key: str) -> str:
         return self._base + validate_key(key)
-
-    def _connect(self) -> S3Requests:
-        with self._lock:
-            if self._requests is None:
-                self._requests = connect(self._bucket, self._options)
-            return self._requests
-
-    def _retry(self, request: Callable[[S3Requests], _T]) -> _T:
-        """Make a request as often as it is worth; one that never answered is given up soon: its address is wrong."""
-
-        def is_worth_it(error: Exception, failures: int) -> bool:
-            unknown = trouble_of(error) is Trouble.UNREACHABLE and not self._was_answered
-            return may_pass(error) and not (unknown and failures >= _FIRST_CONTACT_TRIES)
-
-        requests = self._connect()
-        result = self._options.retry.run(lambda: request(requests), is_worth_it)
-        self._was_answered = True
-        return result
-
-    @contextmanager
-    def _errors(self, key: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if trouble_of(error) is None:
-                raise
-            endpoint = self._options.endpoint_url or "AWS"
-            raise translate(error, self.url, key, endpoint) from error
 
     def _info(self, key: str, size_bytes: int, answer: Mapping[str, Any]) -> ObjectInfo:
         return ObjectInfo(key, size_bytes, answer["ETag"].strip('"'), answer["LastModified"].timestamp())

@@ -5,15 +5,16 @@ it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stagecoach.formats.native import NativeModel
 from stagecoach.outputs import Input
+from stagecoach.recipe.base import effect_of
 from stagecoach.recipe.export import ExportConfig
+from stagecoach.recipe.train import TrainConfig
 from stagecoach_export.checkpoints import Chosen
-
-_CURVE_POINTS = 12
+from stagecoach_export.loss_curve import bars, loss_rows, read_losses
 
 _DATA_COUNTS = {
     "rows_read": "rows read",
@@ -27,6 +28,8 @@ _DATA_COUNTS = {
     "heldout_documents": "documents held out for evaluation",
     "heldout_trained_tokens": "targets in them",
 }
+
+_TRAIN_COUNTS = {"tokens": "tokens seen", "targets": "targets seen"}
 
 _RUN_IT = """\
 ## Run it
@@ -104,7 +107,7 @@ def model_card(config: ExportConfig, inputs: Mapping[str, Input], model: NativeM
         ),
         _data(packed),
         _training(trained, chosen),
-        _evaluation(chosen),
+        _losses(trained, chosen),
         _RUN_IT,
     ]
     return "\n".join(section for section in sections if section)
@@ -127,8 +130,12 @@ def _data(packed: Input | None) -> str:
         return ""
     sources = packed.summary.get("sources")
     rows = [(f"conversations from {name}", _short(count)) for name, count in _items(sources)]
-    rows += [(label, f"{packed.summary[key]:,}") for key, label in _DATA_COUNTS.items() if key in packed.summary]
+    rows += [(label, _count(packed.summary[key])) for key, label in _DATA_COUNTS.items() if key in packed.summary]
     return "## Data\n\n" + _table(("count", "value"), rows) if rows else ""
+
+
+def _count(value: Any) -> str:
+    return f"{value:.1%}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else _short(value)
 
 
 def _items(value: Any) -> list[tuple[str, Any]]:
@@ -136,44 +143,24 @@ def _items(value: Any) -> list[tuple[str, Any]]:
 
 
 def _training(trained: Input, chosen: Chosen) -> str:
+    """Return what was trained by which rule: the fields that change the result, and the layout."""
     recipe = trained.manifest.config
-    if not recipe:
-        return ""
-    rows = [(name, _short(value)) for name, value in sorted(recipe.items()) if not isinstance(value, dict)]
-    losses = [(name, chosen.state.get(name)) for name in ("first_loss", "last_loss")]
-    shown = [(name.replace("_", " "), f"{value:.4f}") for name, value in losses if isinstance(value, (int, float))]
-    return "\n".join(
-        [
-            "## Training\n",
-            _table(("loss", "value"), shown) if shown else "",
-            "<details><summary>Recipe</summary>\n",
-            _table(("field", "value"), rows),
-            "</details>\n",
-        ]
-    )
+    decisive = [name for name, field in TrainConfig.model_fields.items() if effect_of(field) == "result"]
+    rows = [(name, _short(recipe[name])) for name in (*decisive, "layout") if recipe.get(name) is not None]
+    counts = [(label, chosen.state.get(key)) for key, label in _TRAIN_COUNTS.items()]
+    rows += [(label, f"{count:,}") for label, count in counts if isinstance(count, int)]
+    return "## Training\n\n" + _table(("field", "value"), rows) if rows else ""
 
 
-def _evaluation(chosen: Chosen) -> str:
+def _losses(trained: Input, chosen: Chosen) -> str:
+    losses = read_losses(trained, chosen.iteration)
     heldout = chosen.state.get("heldout")
-    if not isinstance(heldout, Mapping) or not heldout:
-        return ""
-    rows: list[tuple[str, ...]] = []
-    for step in _spread(sorted(heldout, key=int)):
-        found = heldout[step]
-        loss, accuracy = (found.get(name) if isinstance(found, Mapping) else None for name in ("loss", "accuracy"))
-        if isinstance(loss, (int, float)):
-            rows.append((f"{int(step):,}", f"{loss:.4f}", f"{accuracy:.1%}" if isinstance(accuracy, float) else ""))
+    rows = loss_rows(losses, heldout if isinstance(heldout, Mapping) else {})
     if not rows:
         return ""
-    return "## Held-out conversations\n\n" + _table(("step", "loss", "next-token accuracy"), rows)
-
-
-def _spread(values: Sequence[Any]) -> list[Any]:
-    """Return at most a dozen values, first and last among them."""
-    if len(values) <= _CURVE_POINTS:
-        return list(values)
-    last = len(values) - 1
-    return [values[round(at * last / (_CURVE_POINTS - 1))] for at in range(_CURVE_POINTS)]
+    curve = f"```\n{bars(list(losses.values()))}\n```\n" if losses else ""
+    head = ("step", "training loss since the row above", "held-out loss", "held-out next-token accuracy")
+    return "\n".join(["## Losses\n", curve, _table(head, rows)])
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -35,6 +35,8 @@ _PROBE_TOOL = {
     "function": {"name": "probe_tool", "description": "", "parameters": {"type": "object", "properties": {}}},
 }
 
+_PROBE_CONTENT = "\ue0f2probe\ue0f2"
+
 Span = tuple[int, int]
 
 
@@ -153,9 +155,10 @@ class Renderer:
         try:
             return self._tokenizer.template.render(messages, tools, add_generation_prompt=prompt)
         except DataError as error:
-            raise RowProblem(
-                "refused by the template", "", "a conversation that the chat template takes", str(error)
-            ) from error
+            reason = str(error.__cause__ or error)[:100]
+            roles = [message["role"] for message in messages]
+            expected = f"a conversation that the chat template takes ({reason})"
+            raise RowProblem("refused by the template", "", expected, roles) from error
 
     def _for_template(self, talk: Conversation) -> _Written:
         """Put tools and calls into content, in the Hermes form, where the template would drop them."""
@@ -204,10 +207,14 @@ class Renderer:
                     " the whole rendered conversation, so nobody can tell which tokens the model shall produce;"
                     " use chat_format: chatml"
                 )
-        content = messages[index]["content"].strip()
-        begin = len(before) if is_assistant else max(len(before), upto.find(content, len(before)))
+        begin = len(before) if is_assistant else self._begin_of_content(messages[: index + 1], tools)
         ends = [match.end() for match in self._controls.finditer(upto, begin) if not _is_marked(upto, match)]
+        content = messages[index]["content"].strip()
         return (begin, ends[-1] if ends else len(upto) if is_assistant else begin + len(content))
+
+    def _begin_of_content(self, messages: list[Message], tools: list[Any] | None) -> int:
+        """Return where the last message's content begins in the text, which its own words do not change."""
+        return self._template([*messages[:-1], {**messages[-1], "content": _PROBE_CONTENT}], tools).find(_PROBE_CONTENT)
 
     def _mark(self, value: Any) -> Any:
         if isinstance(value, str):

@@ -5,7 +5,8 @@
 
 A retry of the same run takes the next number at once: fencing makes that safe, because the older attempt looks for a
 higher number before every commit and delete. Another run waits as long as the heartbeat's content changes. Waiting is
-timed on the waiter's own monotonic clock, so clocks of different machines are never compared.
+timed on the waiter's own monotonic clock, so clocks of different machines are never compared; an attempt whose
+process ran on this very machine and is gone is not waited for.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from stagecoach.errors import InterruptedWithProgress, NoProgressError, ObjectMi
 from stagecoach.paths import attempts_prefix, heartbeat_key, manifest_key, numbered
 from stagecoach.records import last_number, read_numbered
 from stagecoach.storage.base import ObjectStore
+from stagecoach_train.liveness import is_gone, own_name
 
 BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0
@@ -44,6 +46,7 @@ class AttemptRecord:
         host: Machine of rank 0.
         nonce: Random, so that two records are never equal.
         started_unix_seconds: When it was taken.
+        process: The process that took it (see ``liveness``), empty where that cannot be said.
     """
 
     run_id: str
@@ -51,6 +54,7 @@ class AttemptRecord:
     host: str
     nonce: str
     started_unix_seconds: float
+    process: str = ""
 
 
 def read_attempts(store: ObjectStore, trained: str) -> dict[int, AttemptRecord]:
@@ -90,13 +94,16 @@ def take_attempt(
         attempts = read_attempts(store, trained)
         number = max(attempts, default=0)
         if number and attempts[number].run_id != run_id:
-            if _wait_for_end(store, trained, number, check_stop, patience_seconds, poll_seconds):
+            process = attempts[number].process
+            if _wait_for_end(store, trained, number, process, check_stop, patience_seconds, poll_seconds):
                 return None
             if last_number(store, attempts_prefix(trained)) != number:
                 continue
         iteration = newest_iteration()
         _refuse_without_progress(store, trained, attempts, run_id, iteration)
-        record = AttemptRecord(run_id, iteration, socket.gethostname(), secrets.token_hex(8), round(time.time(), 3))
+        record = AttemptRecord(
+            run_id, iteration, socket.gethostname(), secrets.token_hex(8), round(time.time(), 3), own_name()
+        )
         data = json.dumps(asdict(record), sort_keys=True).encode()
         if store.put_if_absent(numbered(attempts_prefix(trained), number + 1), data, content_type="application/json"):
             return number + 1
@@ -106,6 +113,7 @@ def _wait_for_end(
     store: ObjectStore,
     trained: str,
     number: int,
+    process: str,
     check_stop: Callable[[], None],
     patience_seconds: float,
     poll_seconds: float,
@@ -118,6 +126,9 @@ def _wait_for_end(
         if store.head(manifest_key(trained)) is not None:
             return True
         if seen is not None and seen.get("state") != "running":
+            return False
+        if is_gone(process):
+            _log.info("attempt %d ran here and its process is gone; taking over", number)
             return False
         if time.monotonic() - changed_seconds >= patience_seconds:
             _log.warning("attempt %d has shown no sign of life for %.0f s; taking over", number, patience_seconds)

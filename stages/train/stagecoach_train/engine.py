@@ -14,17 +14,17 @@ from stagecoach.errors import ConfigError, DataError
 from stagecoach.parallel.topology import Topology
 from stagecoach.recipe.train import RecomputeMode, TrainConfig
 from stagecoach_train import state
-from stagecoach_train.batch import IGNORED_TARGET, Document, MicroBatch, MicroBatchShape, micro_batch_of_documents
+from stagecoach_train.batch import IGNORED_TARGET, MicroBatch, MicroBatchShape
 from stagecoach_train.loss import RowLosses
+from stagecoach_train.model.decode import Decoding
 from stagecoach_train.optimizer import DTYPES, AdamW
 from stagecoach_train.parallel import async_tp
 from stagecoach_train.parallel.mesh import Mesh
-from stagecoach_train.parallel.parallelize import parallelize
+from stagecoach_train.parallel.parallelize import block_dims, parallelize
 from stagecoach_train.parallel.pipeline import Pipeline, pipeline
+from stagecoach_train.parallel.tensor_parallel import tensor_parallel
 from stagecoach_train.results import EvalResult, ReadState, ReadWeight, StatePiece, StepResult
 from stagecoach_train.streams import StreamMaker
-
-SMALLEST_GREEDY_STREAM_TOKENS = 64
 
 
 class Engine:
@@ -91,6 +91,7 @@ class Engine:
 
     def load_weights(self, read: ReadWeight) -> None:
         """Start a training from these weights: moments zero, num_updates 0."""
+        self._wait_for_device()
         self.optimizer.reset()
         state.load_weights(self.model.parameters, self.optimizer.state, read)
         self.num_updates = 0
@@ -163,16 +164,19 @@ class Engine:
 
         Every rank calls it with the same arguments and gets the same answer.
         """
-        ids, answer = list(prompt_ids), list[int]()
+        answer: list[int] = []
+        decoding = Decoding(
+            block_dims(self.spec),
+            tensor_parallel(self.mesh.tp_constants, sequence_parallel=False),
+            max_tokens=len(prompt_ids) + max_new_tokens,
+        )
+        upcoming = list(prompt_ids)
         while len(answer) < max_new_tokens and not (answer and answer[-1] in stop_ids):
-            # A handful of stream lengths, powers of two: nothing is compiled or allocated anew for each token.
-            num_tokens = max(SMALLEST_GREEDY_STREAM_TOKENS, 1 << (len(ids) - 1).bit_length())
-            shape = MicroBatchShape(num_tokens * self.config.layout.tensor_parallel, self.shape.num_documents)
-            batch = micro_batch_of_documents([Document(ids, [False] * len(ids))], shape)
-            chosen = self.pipeline.forward(self.streams.make_for_row(batch, len(ids) - 1), "greedy")
+            chosen = self.pipeline.forward(self.streams.make_next(upcoming, decoding), "greedy")
             assert isinstance(chosen, torch.Tensor)
-            answer.append(int(chosen[0]))
-            ids.append(answer[-1])
+            decoding.advance(len(upcoming))
+            upcoming = [int(chosen[0])]
+            answer += upcoming
         return answer
 
     def state_pieces(self) -> Iterator[StatePiece]:
@@ -181,8 +185,14 @@ class Engine:
 
     def load_state(self, read: ReadState, *, num_updates: int) -> None:
         """Continue from a checkpoint written by any layout."""
+        self._wait_for_device()
         state.load_state(self.model.parameters, self.optimizer.state, read)
         self.num_updates = num_updates
+
+    def _wait_for_device(self) -> None:
+        """Weights of the last update may still be arriving."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _prepare_gpu(self) -> None:
         """Set what is global to the process: deterministic kernels, asynchronous tensor parallelism."""

@@ -112,7 +112,14 @@ class Launcher:
     """The rank processes of this machine."""
 
     def __init__(
-        self, command: Sequence[str], world: World, folder: Path, stop: StopRequest, threads_per_rank: int
+        self,
+        command: Sequence[str],
+        world: World,
+        folder: Path,
+        stop: StopRequest,
+        *,
+        threads_per_rank: int,
+        deterministic: bool = False,
     ) -> None:
         """Prepare.
 
@@ -122,12 +129,15 @@ class Launcher:
             folder: Where logs by rank and failure reports go.
             stop: When it asks for a stop, the ranks get SIGTERM.
             threads_per_rank: CPU threads of each rank.
+            deterministic: Ask cuBLAS for the workspaces that its deterministic kernels need.
         """
         self._command = list(command)
         self._world = world
         self._folder = folder
         self._stop = stop
-        self._threads = threads_per_rank
+        self._variables = {"OMP_NUM_THREADS": str(threads_per_rank), "MKL_NUM_THREADS": str(threads_per_rank)}
+        if deterministic:
+            self._variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         self._ranks: list[_RankProcess] = []
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -195,9 +205,8 @@ class Launcher:
                 WORLD_SIZE=str(self._world.size),
                 MASTER_ADDR=self._world.address,
                 MASTER_PORT=str(port),
-                OMP_NUM_THREADS=str(self._threads),
-                MKL_NUM_THREADS=str(self._threads),
                 PYTHONUNBUFFERED="1",
+                **self._variables,
             ),
         )
         started = _RankProcess(rank, process, failure_file)

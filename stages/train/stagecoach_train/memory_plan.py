@@ -104,6 +104,18 @@ def usable_bytes(total_bytes: int) -> int:
     return int((total_bytes - OUTSIDE_ALLOCATOR_BYTES) * (1 - SLACK_SHARE))
 
 
+def capacity_of(config: TrainConfig, gpu_bytes: int | None) -> int | None:
+    """Return the capacity to plan for.
+
+    Args:
+        config: `gpu_memory_gib` wins over what the GPU says.
+        gpu_bytes: Total memory of this rank's GPU; None without one.
+    """
+    if config.gpu_memory_gib is not None:
+        return usable_bytes(int(config.gpu_memory_gib * GIB))
+    return None if gpu_bytes is None else usable_bytes(gpu_bytes)
+
+
 def plan_memory(config: TrainConfig, spec: ModelSpec, *, pack_tokens: int, capacity_bytes: int | None) -> MemoryPlan:
     """Choose packs a micro-batch and recompute per layer.
 

@@ -90,8 +90,8 @@ def _refuse_unknown_ids(spec: ModelSpec, train: PackedSplit) -> None:
     size = int(train.description["vocab_size"])
     if size > spec.vocab_size:
         raise DataError(
-            f"train: the packs hold ids of a tokenizer with {size} tokens, the model has embeddings for {spec.vocab_size};"
-            " convert the model with the tokenizer that pack used"
+            f"train: the packs come from a tokenizer with {size} tokens, the model has embeddings for"
+            f" {spec.vocab_size}; convert the model with the tokenizer that pack used"
         )
 
 
@@ -104,5 +104,5 @@ def memory_without_gpu(config: TrainConfig) -> int | None:
     if not config.gpus:
         return None
     if config.gpu_memory_gib is None:
-        raise ConfigError("train.gpu_memory_gib: expected the memory of one GPU, as none can be asked on this machine")
+        raise ConfigError("train.gpu_memory_gib: expected the memory of one GPU; none can be asked here")
     return int(config.gpu_memory_gib * GIB)

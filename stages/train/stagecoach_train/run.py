@@ -73,7 +73,9 @@ def run(config: TrainConfig, inputs: Mapping[str, Input], output: Output, store:
     with stop.listening():
         if first_machine:
             with _attempt(job, output, stop) as attempted:
-                if attempted.assignment is not None and attempted.assignment.attempt:
+                # Ranks elsewhere wait to be told, also that there is nothing to do.
+                has_peers = elsewhere is not None or config.nodes > 1
+                if has_peers or (attempted.assignment is not None and attempted.assignment.attempt):
                     _train(attempted, settings, stop, store)
         else:
             _train(job, settings, stop, store)
@@ -143,7 +145,14 @@ def _train(job: Job, settings: Settings, stop: StopRequest, store: ObjectStore) 
     world = World.of(settings, job.config.layout.world_size, job.config.nodes)
     command = [sys.executable, "-m", "stagecoach_train.worker", "--job", str(file)]
     try:
-        Launcher(command, world, folder, stop, job.config.threads_per_rank).run()
+        Launcher(
+            command,
+            world,
+            folder,
+            stop,
+            threads_per_rank=job.config.threads_per_rank,
+            deterministic=job.config.deterministic,
+        ).run()
     finally:
         _keep_logs(folder, settings.artifacts_dir)
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from stagecoach.formats.masters import join_master
 from stagecoach_train import masters
 from stagecoach_train.optimizer import ShardState
 from stagecoach_train.parallel.parameters import LocalParameter, Rectangle
@@ -91,8 +92,7 @@ def whole_master(read: ReadState, name: str, rows: Range, cols: Range | None) ->
         remainder = read(name, "master_remainder", rows, cols)
     except KeyError:
         return weight
-    bits = weight.astype(np.float32).view(np.int32) + remainder.astype(np.int32)
-    return bits.view(np.float32)
+    return join_master(weight, remainder)
 
 
 def state_pieces(parameters: Sequence[LocalParameter], shards: Sequence[ShardState]) -> Iterator[StatePiece]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ import torch
 from stagecoach.architectures.registry import ModelSpec
 from stagecoach_train.batch import IGNORED_TARGET, MicroBatch
 from stagecoach_train.model.attention import Documents
+from stagecoach_train.model.decode import Decoding
 from stagecoach_train.model.rope import inverse_frequencies, rotary_table
 from stagecoach_train.model.transformer import StreamBatch
 
@@ -34,9 +37,16 @@ class StreamMaker:
             rows, targets = _filled_up(rows, targets)
         return self._make(batch, rows, targets, scale)
 
-    def make_for_row(self, batch: MicroBatch, row: int) -> StreamBatch:
-        """Copy one micro-batch of which only this row's next token is asked for."""
-        return self._make(batch, np.array([row]), np.array([IGNORED_TARGET]), 1.0)
+    def make_next(self, token_ids: Sequence[int], decoding: Decoding) -> StreamBatch:
+        """Make the next tokens of an answer, of which the last one's successor is asked for."""
+        start = decoding.num_cached
+        num_tokens = len(token_ids)
+        positions = np.arange(start, start + num_tokens, dtype=np.int64)
+        edges = np.array([0, num_tokens], np.int32)
+        tokens = np.array(token_ids, np.int64)
+        batch = MicroBatch(tokens, positions, np.full_like(tokens, IGNORED_TARGET), edges, num_tokens, 0)
+        stream = self._make(batch, np.array([num_tokens - 1]), np.array([IGNORED_TARGET]), 1.0)
+        return dataclasses.replace(stream, decoding=decoding)
 
     def _make(self, batch: MicroBatch, rows: np.ndarray, targets: np.ndarray, scale: float) -> StreamBatch:
         edges = batch.cu_seqlens.tolist()

@@ -153,14 +153,15 @@ def _agree_on_job(job: Job, place: Place, ranks: Ranks, store: ObjectStore) -> J
         assignment = Assignment.from_json(ranks.hear(["assignment"], timeout_seconds=RENDEZVOUS_SECONDS)[0])
     elif ranks.leads:
         ranks.say("assignment", assignment.to_json())
+    if not assignment.attempt:
+        return job.with_assignment(assignment, None)
     job = job.with_assignment(assignment, job.files)
-    if job.files is not None or not assignment.attempt:
-        return job
     key = f"files/{place.leader}"
+    files = job.files
     if place.local_rank == 0:
-        files = check_files(job, store)
+        files = check_files(job, store) if files is None else files
         ranks.say(key, json.dumps(files))
-    else:
+    elif files is None:
         files = json.loads(ranks.hear([key], timeout_seconds=RENDEZVOUS_SECONDS)[0])
     return job.with_assignment(assignment, files)
 
@@ -174,8 +175,6 @@ def _device(job: Job, place: Place) -> torch.device:
             f" {torch.cuda.device_count()}; use another node, or set train.gpus to 0 to train on CPU"
         )
     torch.cuda.set_device(place.local_rank)
-    if job.config.deterministic:
-        torch.use_deterministic_algorithms(True)
     return torch.device("cuda", place.local_rank)
 
 

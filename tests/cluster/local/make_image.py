@@ -14,7 +14,9 @@ import tarfile
 from pathlib import Path
 
 
-def add(archive: tarfile.TarFile, name: str, data: bytes = b"", mode: int = 0o644, kind: bytes = tarfile.REGTYPE) -> None:
+def add(
+    archive: tarfile.TarFile, name: str, data: bytes = b"", mode: int = 0o644, kind: bytes = tarfile.REGTYPE
+) -> None:
     """Add one member with these bytes; for a link the bytes are its target."""
     member = tarfile.TarInfo(name.lstrip("/"))
     member.mode, member.type = mode, kind

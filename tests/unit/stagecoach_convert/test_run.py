@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,6 +230,51 @@ class TestBadInput:
     def test_a_broken_config(self, pipeline: Pipeline) -> None:
         with pytest.raises(DataError, match=r"sources/models/m-1/config\.json: not valid JSON"):
             _convert(pipeline, {**hub_directory(MISTRAL), "config.json": b"{"})
+
+
+class _FullStore(MemoryStore):
+    """A disk that has room for the inputs and one object more."""
+
+    room: int | None = None
+
+    def put_file(self, key: str, path: Path) -> None:
+        if self.room is not None:
+            if self.room == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            self.room -= 1
+        super().put_file(key, path)
+
+
+def test_a_disk_that_fills_in_the_middle_leaves_nothing_that_counts(tmp_path: Path) -> None:
+    store = _FullStore()
+    pipeline = Pipeline(store, tmp_path)
+    model = pipeline.finish("sources/models/m-1/", hub_directory(MISTRAL))
+    tokenizer = pipeline.finish("sources/tokenizers/m-1/", tokenizer_directory())
+    store.room = 1
+    with pytest.raises(OSError, match="No space left"):
+        pipeline.convert(model, tokenizer)
+    assert store.head("native/m-1/manifest.json") is None
+    assert list((tmp_path / "out").iterdir()) == []
+    store.room = None
+    assert "model.safetensors" in pipeline.convert(model, tokenizer).names()
+
+
+def test_pinned_bytes(pipeline: Pipeline) -> None:
+    """Another digest is another format: count up the output version of convert in ``stages.TASKS`` with it."""
+    native = _convert(pipeline, hub_directory(MISTRAL, "BF16"))
+    shards = pipeline.shard(native, 2, 1)
+    found = {
+        "model.safetensors": native.entry("model.safetensors").sha256[:16],
+        "model.json": native.entry("model.json").sha256[:16],
+        "rank 0": shards.entry("tp2-pp1/rank-tp00-pp00.safetensors").sha256[:16],
+        "rank 1": shards.entry("tp2-pp1/rank-tp01-pp00.safetensors").sha256[:16],
+    }
+    assert found == {
+        "model.safetensors": "02ae7844feeca0d1",
+        "model.json": "69b1322c15812d01",
+        "rank 0": "0a5302eeda97424c",
+        "rank 1": "6180688d5cff8d9e",
+    }
 
 
 class TestProvenance:

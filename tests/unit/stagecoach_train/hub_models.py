@@ -44,7 +44,8 @@ def hub_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(model_type, **(COMMON | changes))
     config._attn_implementation = "eager"
-    model = transformers.AutoModelForCausalLM.from_config(config).to(dtype)
+    auto: Any = transformers.AutoModelForCausalLM
+    model = auto.from_config(config).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.1 + (1.0 if parameter.dim() == 1 else 0.0))

@@ -11,6 +11,7 @@ import pytest
 from stagecoach.errors import InterruptedWithProgress, NoProgressError
 from stagecoach.storage.memory import MemoryStore
 from stagecoach_train.attempts import Fence, Heartbeat, read_attempts, take_attempt
+from stagecoach_train.liveness import own_name
 
 TRAINED = "trained/tiny-0123456789abcdef/"
 
@@ -71,6 +72,18 @@ class TestTaking:
         started = time.monotonic()
         assert take(store, "run-b", patience=60) == 2
         assert time.monotonic() - started < 1
+
+    def test_another_run_does_not_wait_for_a_process_of_this_machine_that_is_gone(
+        self, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        boot, namespace, _, started = own_name().split("/")
+        with monkeypatch.context() as patched:
+            patched.setattr("stagecoach_train.attempts.own_name", lambda: f"{boot}/{namespace}/999999999/{started}")
+            take(store, "run-a")
+        beat(store, 1, "running")
+        started_seconds = time.monotonic()
+        assert take(store, "run-b", patience=60) == 2
+        assert time.monotonic() - started_seconds < 1
 
     def test_another_run_that_finds_the_work_done_takes_nothing(self, store: MemoryStore) -> None:
         take(store, "run-a")

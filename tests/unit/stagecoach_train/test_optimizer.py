@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from stagecoach.architectures.registry import TensorSpec
+from stagecoach.formats.masters import join_master
 from stagecoach.parallel.slicing import Piece
 from stagecoach.recipe.train import TrainConfig
 from stagecoach_train import masters, philox
 from stagecoach_train.optimizer import AdamW
 from stagecoach_train.parallel.parameters import LocalParameter, shard_rows
+from stagecoach_train.state import to_numpy
 
 
 def parameter(weight: torch.Tensor, *, decays: bool = True) -> LocalParameter:
@@ -100,9 +103,16 @@ def test_masters_split_with_ties_away_from_zero_and_join_exactly(bits: int, weig
     master = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
     weight, rest = torch.empty(1, dtype=torch.bfloat16), torch.empty(1, dtype=torch.int16)
     masters.split_(master, weight, rest)
-    assert weight.view(torch.int16).item() & 0xFFFF == weight_bits
+    assert int(weight.view(torch.int16)[0]) & 0xFFFF == weight_bits
     assert rest.item() == remainder
     assert torch.equal(masters.join(weight, rest).view(torch.int32), master.view(torch.int32))
+
+
+def test_masters_are_split_as_the_checkpoint_format_joins_them() -> None:
+    master = torch.randn(1_000, generator=torch.Generator().manual_seed(5))
+    weight, remainder = torch.empty(1_000, dtype=torch.bfloat16), torch.empty(1_000, dtype=torch.int16)
+    masters.split_(master, weight, remainder)
+    assert np.array_equal(join_master(to_numpy(weight), remainder.numpy()), master.numpy())
 
 
 def test_stochastic_rounding_is_right_on_average() -> None:

@@ -70,6 +70,17 @@ class TestWholeStage:
         ]
         assert digests[0] == digests[1]
 
+    def test_a_resumed_run_ends_with_the_same_bits(self, tmp_path: Path) -> None:
+        store = MemoryStore("run")
+        whole = train(store, tmp_path, keep_last=9)
+        store.delete([TRAINED + "manifest.json"])
+        for later in ("iter_0000004", "iter_0000006"):
+            store.delete([info.key for info in store.list(TRAINED + later)])
+        again = train(store, tmp_path, keep_last=9)
+        name = "iter_0000006/rank-00000.safetensors"
+        assert again.objects[name].path.startswith(f"{TRAINED}iter_0000006/attempt-0002/")
+        assert again.objects[name].sha256 == whole.objects[name].sha256
+
     def test_a_budget_stops_and_the_next_attempt_ends_with_the_same_bits(self, tmp_path: Path) -> None:
         whole = train(MemoryStore("whole"), tmp_path / "whole")
         store = MemoryStore("cut")

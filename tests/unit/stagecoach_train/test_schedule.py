@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from stagecoach.recipe.train import TrainConfig
 from stagecoach_train.schedule import learning_rate
 
-MISTRAL = {"lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 50, "steps": 760}
+MISTRAL: dict[str, Any] = {"lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 50, "steps": 760}
 
 
 @pytest.mark.parametrize(("update", "rate"), [(0, 0.0), (1, 2e-7), (50, 1e-5), (405, 5.5e-6), (760, 1e-6)])

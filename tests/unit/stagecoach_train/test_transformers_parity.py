@@ -63,11 +63,23 @@ def test_gradients_equal_transformers(name: str) -> None:
     batch = micro_batch_of_documents(packed, SHAPE)
     engine.model.gradients.begin()
     engine.pipeline.forward_backward([engine.streams.make(batch, scale=1.0 / batch.num_targets)])
-    (sum(hub_loss_sum(model, document) for document in packed) / batch.num_targets).backward()
+    total = torch.stack([hub_loss_sum(model, document) for document in packed]).sum()
+    torch.autograd.backward(total / batch.num_targets)
     expected = native_of(engine.spec, hub_gradients(model))
     for local, grad in zip(engine.model.parameters, engine.model.gradients.finish(), strict=True):
         got = grad[: expected[local.name].shape[0]].numpy()
         assert relative_error(got, expected[local.name]) <= 1e-4, local.name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_answers_equal_transformers_without_a_cache(name: str) -> None:
+    model = hub_model(name)
+    ids = [5, 17, 101, 3, 44]
+    answer = engine_of(model, SHAPE).greedy(ids, 12, [])
+    for _ in range(12):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert answer == ids[5:]
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral-window-8"])
@@ -89,11 +101,12 @@ def learnable(seed: int) -> list[Document]:
 @pytest.mark.parametrize("name", ["llama-tied", "mistral-window-8"])
 def test_fifty_steps_equal_transformers_with_torch_adamw(name: str) -> None:
     model = hub_model(name)
-    options = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
+    options: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
     engine = engine_of(model, SHAPE, **options)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], **options)
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, **options)
     losses = []
     for step in range(50):
         packed = learnable(step)
@@ -102,7 +115,7 @@ def test_fifty_steps_equal_transformers_with_torch_adamw(name: str) -> None:
         total = 0.0
         for document in packed:
             loss = hub_loss_sum(model, document) / batch.num_targets
-            loss.backward()
+            torch.autograd.backward(loss)
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

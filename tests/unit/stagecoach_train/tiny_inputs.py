@@ -45,7 +45,13 @@ SPEC = ModelSpec(
 
 
 def tiny_inputs(
-    store: ObjectStore, scratch: Path, *, num_packs: int = 8, num_heldout: int = 3, untrained: bool = False, vocab_size: int = 256
+    store: ObjectStore,
+    scratch: Path,
+    *,
+    num_packs: int = 8,
+    num_heldout: int = 3,
+    untrained: bool = False,
+    vocab_size: int = 256,
 ) -> dict[str, Input]:
     """Commit shards and packs and open them."""
     return {
@@ -74,7 +80,9 @@ def _shards(store: ObjectStore, scratch: Path) -> Input:
     return open_input(store, output.prefix, scratch / "inputs")
 
 
-def _packed(store: ObjectStore, scratch: Path, num_packs: int, num_heldout: int, untrained: bool, vocab_size: int) -> Input:
+def _packed(
+    store: ObjectStore, scratch: Path, num_packs: int, num_heldout: int, untrained: bool, vocab_size: int
+) -> Input:
     output = Output(store, "packed/tiny-0123456789abcdef/", scratch / "packed")
     splits = {"train": range(num_packs), "heldout": range(100, 100 + num_heldout)}
     counts = {name: _write_split(output, name, seeds, untrained) for name, seeds in splits.items()}

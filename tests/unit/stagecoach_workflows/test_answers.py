@@ -60,7 +60,9 @@ def test_too_few_answers_are_an_error() -> None:
 )
 def test_tokens_are_compared_by_place(generated: list[int], share: float, stopped: bool) -> None:
     question = Question(prompt_ids=[1], reference_ids=[20, 21, 2])
-    assert compare(question, generated, {2}) == (pytest.approx(share), stopped)
+    found_share, found_stopped = compare(question, generated, {2})
+    assert found_share == pytest.approx(share)
+    assert found_stopped is stopped
 
 
 def test_a_good_answer_is_right_and_ends() -> None:

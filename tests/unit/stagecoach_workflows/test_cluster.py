@@ -27,7 +27,9 @@ def workflow(phase: str, nodes: dict[str, Any]) -> dict[str, Any]:
 
 RETRIED = {
     "wf": node("wf", "DAG", "Failed", "wf-1"),
-    "wf-1": node("train", "Retry", "Failed", "wf-2", "wf-3", startedAt="2026-11-25T01:31:00Z", finishedAt="2026-11-25T01:40:00Z"),
+    "wf-1": node(
+        "train", "Retry", "Failed", "wf-2", "wf-3", startedAt="2026-11-25T01:31:00Z", finishedAt="2026-11-25T01:40:00Z"
+    ),
     "wf-2": node("train(0)", "Pod", "Error", message="pod deleted", outputs={"exitCode": "-1"}),
     "wf-3": node("train(1)", "Pod", "Failed", message="main: Error (exit code 79)", outputs={"exitCode": "79"}),
     "wf-4": node("convert", "Skipped", "Skipped", startedAt="2026-11-25T01:30:30Z"),
@@ -76,7 +78,13 @@ def refuse(status: int, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("status", "expected"),
-    [(403, ConfigError), (422, ConfigError), (404, MissingInputError), (503, UnavailableError), (429, UnavailableError)],
+    [
+        (403, ConfigError),
+        (422, ConfigError),
+        (404, MissingInputError),
+        (503, UnavailableError),
+        (429, UnavailableError),
+    ],
 )
 def test_a_refusal_says_what_and_why(status: int, expected: type[Exception]) -> None:
     with pytest.raises(expected, match=r"Workflow wf.*because of x"):

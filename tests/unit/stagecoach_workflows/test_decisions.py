@@ -12,6 +12,7 @@ from stagecoach.recipe.recipe import Recipe
 from stagecoach.recipe.source import HubSource
 from stagecoach.settings import Settings
 from stagecoach.source_identity import HubListing
+from stagecoach.storage.base import ObjectInfo
 from stagecoach.storage.memory import MemoryStore
 from stagecoach_workflows.decisions import Candidate, candidates, decide, task_configs
 from tests.unit.stagecoach_workflows.recipes import small_recipe
@@ -58,7 +59,12 @@ def test_a_finished_run_costs_one_question(store: MemoryStore, monkeypatch: pyte
     finish(store, tasks, "export")
     asked: list[str] = []
     real = store.head
-    monkeypatch.setattr(store, "head", lambda key: asked.append(key) or real(key))
+
+    def head(key: str) -> ObjectInfo | None:
+        asked.append(key)
+        return real(key)
+
+    monkeypatch.setattr(store, "head", head)
     decide(store, tasks, recipe)
     assert asked == [manifest_key(tasks["export"].output)]
 
@@ -70,7 +76,7 @@ def test_a_missing_intermediate_that_nothing_needs_is_not_made_again(store: Memo
 
 
 def test_what_a_missing_task_needs_is_made_again(store: MemoryStore) -> None:
-    """native is gone, the export needs it, and the source weights are gone as well."""
+    """Native is gone, the export needs it, and the source weights are gone as well."""
     recipe = small_recipe()
     finish(store, planned(recipe), "train", "download-tokenizer", "pack")
     assert running(store, recipe) == ["download-model", "convert", "export"]
@@ -133,4 +139,3 @@ def test_no_two_data_sources_share_an_input_name() -> None:
     two = {"name": "two", "sources": [{"name": name, "source": {"kind": "embedded"}} for name in ("a", "b")]}
     tasks = planned(small_recipe(data=two))
     assert set(tasks["pack"].inputs) == {"tokenizer", "data-a", "data-b"}
-

@@ -92,7 +92,9 @@ def test_no_more_run_at_once_than_allowed(tmp_path: Path) -> None:
 
     names = ["a", "b", "c"]
     templates = [container(name, "import time; time.sleep(0.15)") for name in names]
-    assert engine(tmp_path, [task(name) for name in names], templates, on_tick=watch, max_parallel=2).run().exit_code == 0
+    assert (
+        engine(tmp_path, [task(name) for name in names], templates, on_tick=watch, max_parallel=2).run().exit_code == 0
+    )
     assert most == 2
 
 
@@ -172,9 +174,7 @@ file.write_text("250/1000")
 time.sleep(0.5)
 """
     seen: set[tuple[float, str]] = set()
-    made = engine(
-        tmp_path, [task("a")], [container("a", script)], on_tick=lambda runs: seen.add(runs["a"].progress())
-    )
+    made = engine(tmp_path, [task("a")], [container("a", script)], on_tick=lambda runs: seen.add(runs["a"].progress()))
     made.run()
     assert (0.25, "loss 0.5") in seen
 
@@ -238,7 +238,9 @@ def test_the_wait_before_a_retry_doubles_up_to_its_cap() -> None:
 
 
 def test_the_last_error_line_is_the_message(tmp_path: Path) -> None:
-    run = TaskRun(spec=read_workflow(document([task("a")], [container("a", "")])).tasks[0], folder=tmp_path, log=tmp_path / "log")
+    run = TaskRun(
+        spec=read_workflow(document([task("a")], [container("a", "")])).tasks[0], folder=tmp_path, log=tmp_path / "log"
+    )
     run.log.write_text(
         "2026-11-25 01:30:00,000 E stagecoach: data/x.jsonl: row 3: no messages\n2026-11-25 01:30:01,000 I x: bye\n"
     )

@@ -97,7 +97,7 @@ def test_tags_are_replaced_once() -> None:
 
 
 def test_a_tag_without_a_value_is_named() -> None:
-    with pytest.raises(ConfigError, match="workflow.uid"):
+    with pytest.raises(ConfigError, match=r"workflow\.uid"):
         substitute("{{workflow.uid}}", {}, "test")
 
 

@@ -109,7 +109,9 @@ def test_a_receiver_that_fails_is_left_out_and_its_address_not_shown(
     assert "secret" not in caplog.text
 
 
-@pytest.mark.parametrize("commit", ["", "team/project", "team/project@main", "../../x@" + "a" * 40, "a/b/c@" + "a" * 40])
+@pytest.mark.parametrize(
+    "commit", ["", "team/project", "team/project@main", "../../x@" + "a" * 40, "a/b/c@" + "a" * 40]
+)
 def test_only_a_whole_commit_gets_a_status(tmp_path: Path, commit: str) -> None:
     (tmp_path / "github-token").write_text("secret")
     (tmp_path / "github-api-url").write_text("http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""The plan of a run: written once, read again, refused when it is somebody else's; and what the workflow reads of it."""
+"""The plan of a run: written once, read again, refused when it is another's; and what the workflow reads of it."""
 
 from __future__ import annotations
 

@@ -77,7 +77,14 @@ def test_yaml_reads_back_as_it_was(template: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "hostile",
-    ["{{workflow.parameters.store}}", "{{=sprig.env('HOME')}}", "a: b\n- c", "$(touch /tmp/x)", "'; reboot; '", "\u2028"],
+    [
+        "{{workflow.parameters.store}}",
+        "{{=sprig.env('HOME')}}",
+        "a: b\n- c",
+        "$(touch /tmp/x)",
+        "'; reboot; '",
+        "\u2028",
+    ],
 )
 def test_a_hostile_description_reaches_nothing_but_its_annotation(hostile: str) -> None:
     """Not a tag, a command or YAML anywhere else: the recipe itself travels as base64."""

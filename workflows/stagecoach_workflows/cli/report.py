@@ -44,7 +44,9 @@ def show_results(console: Console, store: ObjectStore, plan: Plan, recipe: Recip
     named = [f"{label} {value:.4f}" for label, value in losses(found).items()]
     if named:
         console.print(f"loss: {', '.join(named)}", highlight=False)
-    console.print(f"export: {store.url.rstrip('/')}/{plan.tasks['export'].output}", highlight=False, soft_wrap=True)
+    console.print(
+        f"exported model: {store.url.rstrip('/')}/{plan.tasks['export'].output}", highlight=False, soft_wrap=True
+    )
 
 
 def show_answers(console: Console, answers: Sequence[Answer]) -> None:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from stagecoach.errors import DataError
 from stagecoach_pack.problems import RowProblem
@@ -72,7 +72,7 @@ def read_rows(file: DataFile) -> Iterator[Row]:
         if kind == "parquet":
             yield from _parquet_rows(file, compression)
         else:
-            with open(file.path, "rb", buffering=_CHUNK_BYTES) as raw:
+            with io.BufferedReader(io.FileIO(file.path), _CHUNK_BYTES) as raw:
                 yield from _json_rows(file, _decompressed(raw, compression))
     except (EOFError, gzip.BadGzipFile, zlib.error, _BadZstd) as error:
         what = {".gz": "gzip", ".zst": "zstd"}.get(compression, "file")
@@ -82,6 +82,14 @@ def read_rows(file: DataFile) -> Iterator[Row]:
         ) from error
 
 
+class _Peekable(Protocol):
+    """The part of a buffered binary stream that is used here."""
+
+    def peek(self, size: int, /) -> bytes: ...
+    def read(self, size: int = ..., /) -> bytes: ...
+    def readline(self, size: int = ..., /) -> bytes: ...
+
+
 class _BadZstd(Exception):
     """A zstd stream that ends early or is damaged."""
 
@@ -89,7 +97,7 @@ class _BadZstd(Exception):
 class _ZstdReader(io.RawIOBase):
     """Decompressed bytes of one or more zstd frames; unlike the library's own reader it notices a cut frame."""
 
-    def __init__(self, raw: BinaryIO) -> None:
+    def __init__(self, raw: _Peekable) -> None:
         import zstandard
 
         super().__init__()
@@ -129,12 +137,9 @@ class _ZstdReader(io.RawIOBase):
             self._frame = None
 
 
-_Peekable = io.BufferedReader | gzip.GzipFile
-
-
-def _decompressed(raw: io.BufferedReader, compression: str) -> _Peekable:
+def _decompressed(raw: _Peekable, compression: str) -> _Peekable:
     if compression == ".gz":
-        return gzip.GzipFile(fileobj=raw)
+        return gzip.GzipFile(fileobj=cast(BinaryIO, raw))
     if compression == ".zst":
         return io.BufferedReader(_ZstdReader(raw), _CHUNK_BYTES)
     return raw
@@ -231,9 +236,9 @@ class _Window:
         try:
             added = self._decode.decode(data, final=self._at_end)
         except UnicodeDecodeError as error:
+            got = "a file cut inside a character" if self._at_end else f"the byte {error.object[error.start]:#04x}"
             raise DataError(
-                f"{self._file.name}: expected UTF-8 text, got the byte {error.object[error.start]:#04x};"
-                " convert the file"
+                f"{self._file.name}: expected UTF-8 text, got {got}; convert or download it again"
             ) from error
         self._text = self._text[self.position :] + added
         self.position = 0
@@ -297,7 +302,7 @@ def _parquet_rows(file: DataFile, compression: str) -> Iterator[Row]:
 
     source: Any = file.path
     if compression:
-        with open(file.path, "rb") as raw:
+        with io.BufferedReader(io.FileIO(file.path)) as raw:
             source = pa.BufferReader(_decompressed(raw, compression).read())
     number = 0
     try:

@@ -179,7 +179,8 @@ def _scores(q_HLD: torch.Tensor, k_HLD: torch.Tensor, window: int) -> torch.Tens
     length = q_HLD.shape[1]
     distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
     hidden = (distance < 0) | (distance >= (window or length))
-    return (q_HLD @ k_HLD.mT * q_HLD.shape[-1] ** -0.5).masked_fill(hidden, -torch.inf)
+    scale: float = q_HLD.shape[-1] ** -0.5
+    return (q_HLD @ k_HLD.mT * scale).masked_fill(hidden, -torch.inf)
 
 
 def _reference_forward(

@@ -14,13 +14,14 @@ from __future__ import annotations
 import functools
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
 from stagecoach_train.gpu_kernels import add_parts
+from stagecoach_train.model.transformer import Stage
 from stagecoach_train.parallel.data_parallel import Gradients
 from stagecoach_train.parallel.mesh import Mesh
 from stagecoach_train.parallel.parameters import LocalParameter, shard_rows
@@ -91,7 +92,12 @@ class Overlapped:
     """Several GPUs with the same weights: every gradient is exchanged on a stream of its own as soon as it exists."""
 
     def __init__(
-        self, parameters: Sequence[LocalParameter], group: dist.ProcessGroup, exchange: Exchange, device: torch.device
+        self,
+        parameters: Sequence[LocalParameter],
+        stages: Sequence[Stage],
+        group: dist.ProcessGroup,
+        exchange: Exchange,
+        device: torch.device,
     ) -> None:
         """Register the hooks."""
         self.parameters, self.group, self.exchange, self.device = parameters, group, exchange, device
@@ -99,6 +105,8 @@ class Overlapped:
         self.totals: list[torch.Tensor | None] = [None] * len(parameters)
         self._touched = [False] * len(parameters)
         self._under_way: deque[tuple[Any, ...]] = deque()
+        self._published: dict[int, torch.cuda.Event] = {}
+        self._wait_where_weights_are_read(stages)
         for index, local in enumerate(parameters):
             hook = functools.partial(self._send, index)
             local.parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
@@ -116,17 +124,44 @@ class Overlapped:
         return found
 
     def publish(self) -> None:
-        """All-gather the updated rows into everybody's weights."""
+        """Start all-gathering the updated rows into everybody's weights, in the order in which the model reads them.
+
+        The next forward pass begins at once and waits layer by layer, so that all but the first gathers are hidden.
+        """
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         num_ranks = dist.get_world_size(self.group)
         with torch.cuda.stream(self.stream):
-            for local in self.parameters:
+            for index, local in enumerate(self.parameters):
                 weight, rows = local.parameter.data, local.weight_shard
                 if local.num_rows % num_ranks == 0:
                     dist.all_gather_into_tensor(weight, rows, group=self.group)
                 else:
                     _gather_uneven(weight, rows, num_ranks, self.group)
-        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+                self._published[index] = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                self._published[index].record(self.stream)
+
+    def _wait_where_weights_are_read(self, stages: Sequence[Stage]) -> None:
+        """Make the compute stream wait for a layer's weights just before the layer runs, and for the ends' likewise."""
+        of_name = {local.name: index for index, local in enumerate(self.parameters)}
+
+        def waiting(names: Sequence[str]) -> Callable[..., None]:
+            indices = [of_name[name] for name in names if name in of_name]
+            return lambda *_arguments: self._wait_for_published(indices)
+
+        for stage in stages:
+            for number, layer in zip(stage.layer_numbers, stage.layers, strict=True):
+                layer.register_forward_pre_hook(
+                    waiting([name for name in of_name if name.startswith(f"layers.{number}.")])
+                )
+            if stage.is_first:
+                stage.register_forward_pre_hook(waiting(["embedding.weight"]))
+            stage.before_head = waiting(["final_norm.weight", "head.weight", "embedding.weight"])
+
+    def _wait_for_published(self, indices: Sequence[int]) -> None:
+        for index in indices:
+            event = self._published.pop(index, None)
+            if event is not None:
+                torch.cuda.current_stream(self.device).wait_event(event)
 
     @torch.no_grad()
     def _send(self, index: int, parameter: torch.Tensor) -> None:
@@ -207,7 +242,13 @@ class CopyEngine:
 
 
 def overlapped(
-    parameters: Sequence[LocalParameter], mesh: Mesh, device: torch.device, *, num_micro_batches: int, copy_engine: bool
+    parameters: Sequence[LocalParameter],
+    stages: Sequence[Stage],
+    mesh: Mesh,
+    device: torch.device,
+    *,
+    num_micro_batches: int,
+    copy_engine: bool,
 ) -> Gradients:
     """Choose how gradients gather on this machine."""
     if mesh.dp is None:
@@ -218,7 +259,7 @@ def overlapped(
     else:
         exchange = AllToAll(parameters, mesh.dp)
     _log.info("gradients are exchanged by %s", type(exchange).__name__)
-    return Overlapped(parameters, mesh.dp, exchange, device)
+    return Overlapped(parameters, stages, mesh.dp, exchange, device)
 
 
 def _peers_reach_each_other(group: dist.ProcessGroup, device: torch.device) -> bool:

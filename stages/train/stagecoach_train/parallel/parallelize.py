@@ -26,6 +26,7 @@ from stagecoach_train.loss import VocabularyShard
 from stagecoach_train.model.attention import Backend
 from stagecoach_train.model.block_runner import BlockRunner, RunOptions
 from stagecoach_train.model.blocks import BlockDims
+from stagecoach_train.model.kernels import flash4_problem
 from stagecoach_train.model.transformer import RunBlock, Stage
 from stagecoach_train.optimizer import DTYPES
 from stagecoach_train.parallel.data_parallel import Gradients, ResidentWeights
@@ -86,7 +87,9 @@ def parallelize(
     if is_sharded and mesh.dp is not None:
         shard_stages(stages, mesh.dp, device, DTYPES[config.compute_dtype])
     parameters = _local_parameters(config, spec, mesh, stages, cut, is_sharded=is_sharded)
-    gradients = _gradients(config, mesh, parameters, device, is_sharded=is_sharded, num_micro_batches=num_micro_batches)
+    gradients = _gradients(
+        config, mesh, parameters, stages, device, is_sharded=is_sharded, num_micro_batches=num_micro_batches
+    )
     return ParallelModel(stages, parameters, gradients, exchange)
 
 
@@ -108,16 +111,24 @@ def attention_backend(config: TrainConfig, device: torch.device) -> Backend:
     """Resolve "auto" for this device and dtype: FlashAttention knows the half-width types only.
 
     Raises:
-        ConfigError: A FlashAttention backend is asked for with a dtype that it does not have.
+        ConfigError: A FlashAttention backend is asked for with a dtype that it does not have, or flash-attn-4 where it
+            is not installed.
     """
     if device.type == "cuda" and config.attention in ("varlen", "fa4") and config.compute_dtype != "bf16":
         raise ConfigError(
             f"train.attention {config.attention!r} needs train.compute_dtype bf16, got {config.compute_dtype};"
             " use auto or sdpa"
         )
+    if config.attention == "fa4" and device.type == "cuda" and (problem := flash4_problem()):
+        raise ConfigError(f"train.attention 'fa4' cannot be used: {problem}; use auto")
     if config.attention != "auto":
         return config.attention
     return "varlen" if device.type == "cuda" and config.compute_dtype == "bf16" else "sdpa"
+
+
+def block_dims(spec: ModelSpec) -> BlockDims:
+    """Return what a block needs to know beyond its weights."""
+    return BlockDims(spec.head_dim, spec.queries_per_group, spec.norm_eps, spec.sliding_window)
 
 
 def _vocabulary(cut: list[LocalTensor], exchange: TensorParallel) -> VocabularyShard:
@@ -133,14 +144,13 @@ def _block_runner(
     config: TrainConfig, spec: ModelSpec, exchange: TensorParallel, device: torch.device, compile_backend: str | None
 ) -> BlockRunner:
     """Gather what all layers have in common."""
-    dims = BlockDims(spec.head_dim, spec.queries_per_group, spec.norm_eps, spec.sliding_window)
     options = RunOptions(
         backend=attention_backend(config, device),
         gate_up_rows=2 * spec.intermediate_size // exchange.size,
         regather=config.regather_activations,
         compile_backend=compile_backend,
     )
-    return BlockRunner(dims, exchange, options)
+    return BlockRunner(block_dims(spec), exchange, options)
 
 
 def _stages(
@@ -174,6 +184,7 @@ def _gradients(
     config: TrainConfig,
     mesh: Mesh,
     parameters: list[LocalParameter],
+    stages: list[Stage],
     device: torch.device,
     *,
     is_sharded: bool,
@@ -187,7 +198,7 @@ def _gradients(
     from stagecoach_train.parallel.gpu_data_parallel import overlapped  # needs triton
 
     return overlapped(
-        parameters, mesh, device, num_micro_batches=num_micro_batches, copy_engine=config.copy_engine_exchange
+        parameters, stages, mesh, device, num_micro_batches=num_micro_batches, copy_engine=config.copy_engine_exchange
     )
 
 

@@ -184,7 +184,7 @@ class PipelineRank:
         return self.edges.start_receiving("activation" if action.is_forward else "gradient", message), message
 
     def _buffer(self, batch: StreamBatch) -> torch.Tensor:
-        num_tokens = batch.tokens_T.shape[0] // self.token_share
+        num_tokens = batch.tokens_T.shape[0] // (1 if batch.decoding is not None else self.token_share)
         return torch.empty(num_tokens, self.width, dtype=self.dtype, device=self.device)
 
     def _forward(self, stage: Stage, received: torch.Tensor | None, batch: StreamBatch) -> torch.Tensor:

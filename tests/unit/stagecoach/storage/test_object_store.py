@@ -181,8 +181,8 @@ class TestObjectStore:
 
     @pytest.mark.parametrize(
         "key",
-        ["", "/a", "a/", "a//b", "../a", "a/../b", "a/..", ".", "./a", "a/.", "a\nb", "a\x00", "a\x7f", "a\\b", "x" * 256,
-         "/".join(["y" * 200] * 5), "a\ud800"],
+        ["", "/a", "a/", "a//b", "../a", "a/../b", "a/..", ".", "./a", "a/.", "a\nb", "a\x00", "a\x7f", "a\\b",
+         "a\ud800", "x" * 256, "/".join(["y" * 200] * 5)],
     )  # fmt: skip
     def test_a_key_that_not_every_store_can_hold_is_refused(self, store: ObjectStore, key: str) -> None:
         with pytest.raises(ConfigError, match="expected a relative path"):
@@ -193,7 +193,11 @@ class TestObjectStore:
         with pytest.raises(ConfigError):
             store.delete([key])
 
-    @pytest.mark.parametrize("key", ["a b", "a+b", "a%2Fb", "a?b=c&d", "a#b", "ä/日本", "~x", "-", "a'b\"(c)*!", "=", "a:b;c,d@e$", "..a", "a..", ".hidden", "x" * 255])  # fmt: skip
+    @pytest.mark.parametrize(
+        "key",
+        ["a b", "a+b", "a%2Fb", "a?b=c&d", "a#b", "ä/日本", "~x", "-", "a'b\"(c)*!", "=", "a:b;c,d@e$", "..a", "a..",
+         ".hidden", "x" * 255],
+    )  # fmt: skip
     def test_any_other_key_is_fine(self, store: ObjectStore, key: str, tmp_path: Path) -> None:
         assert store.put_if_absent(key, b"1")
         store.put(key, b"22")

@@ -1,0 +1,123 @@
+"""The peer of the GPU benchmarks: transformers' Mistral with FSDP2, flex attention on the document mask, compiled layers,
+full recompute and fused AdamW over fp32 weights. Started by ``bench_gpu.py`` under torchrun; prints one JSON line from rank 0.
+
+The block mask is built once, uncompiled, and used again for every step, which favours the peer: transformers would compile
+and build it anew for every forward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import gpu_workload as work
+import torch
+import torch.distributed as dist
+import transformers
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import MistralConfig, MistralForCausalLM, masking_utils
+
+NUM_TOKENS = 16_384
+
+
+def main() -> None:
+    """Time the peer with the accumulation of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--accumulation", type=int, default=4)
+    flags = parser.parse_args()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", device_id=device)
+    ceiling = work.matmul_ceiling_flops()
+    _build_mask_once()
+    lengths = work.document_lengths(NUM_TOKENS, seed=0)
+    model = _model(flags.layers, device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
+    tokens = torch.randint(0, work.VOCABULARY, (1, NUM_TOKENS), device=device)
+    labels = tokens.clone()
+    labels[:, ::2] = -100
+    seconds = []
+    for number in range(3):
+        if number == 1:
+            torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(flags.accumulation):
+            (model(input_ids=tokens, position_ids=positions, labels=labels).loss / flags.accumulation).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    if dist.get_rank() == 0:
+        rate = NUM_TOKENS * flags.accumulation / min(seconds[1:])
+        card = torch.cuda.get_device_name(device)
+        values: dict[str, Any] = {
+            "tokens_per_second_per_gpu": rate,
+            "mfu": work.Flops(flags.layers, work.mean_attended_tokens([lengths])).mfu(rate, card),
+            "step_seconds_each": seconds,
+            "peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30,
+            "matmul_ceiling_flops": ceiling,
+            "card": card,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "world_size": dist.get_world_size(),
+            "flags": vars(flags),
+        }
+        print("RESULT " + json.dumps(values), flush=True)
+    dist.destroy_process_group()
+
+
+def _build_mask_once() -> None:
+    build, known = masking_utils.create_block_mask, {}
+
+    def create_block_mask(*arguments: Any, **options: Any) -> Any:
+        options["_compile"] = False
+        if "mask" not in known:
+            known["mask"] = build(*arguments, **options)
+        return known["mask"]
+
+    masking_utils.create_block_mask = create_block_mask
+
+
+def _model(num_layers: int, device: torch.device) -> MistralForCausalLM:
+    config = MistralConfig(
+        num_hidden_layers=num_layers,
+        sliding_window=None,
+        attn_implementation="flex_attention",
+        vocab_size=work.VOCABULARY,
+        use_cache=False,
+    )
+    with torch.device("meta"):
+        model = MistralForCausalLM(config)
+    model.train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in model.model.layers:
+        layer.compile()
+        fully_shard(layer, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+    model.to_empty(device=device)
+    torch.manual_seed(dist.get_rank())
+    for parameter in model.parameters():
+        parameter._local_tensor.data.normal_(std=0.02)
+    inverse = 1 / (10_000 ** (torch.arange(0, work.HEAD_DIM, 2, device=device).float() / work.HEAD_DIM))
+    for module in model.modules():
+        if "Rotary" in type(module).__name__:
+            module.inv_freq = module.original_inv_freq = inverse
+    return model
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The train stage under another launcher, and on two machines that meet by the usual variables."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stagecoach.manifest import Manifest, read_manifest
+from stagecoach.storage.local import LocalStore
+from tests.faults.train_driver import TRAINED
+from tests.unit.stagecoach_train.tiny_inputs import tiny_inputs
+
+ROOT = Path(__file__).parents[2]
+RECIPE: dict[str, Any] = {
+    "steps": 4,
+    "packs_per_step": 2,
+    "lr": 1e-2,
+    "compute_dtype": "fp32",
+    "layout": {"data_parallel": 2},
+}
+
+pytestmark = pytest.mark.distributed
+
+
+def environ(folder: Path, **values: str) -> dict[str, str]:
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return {**os.environ, "STAGECOACH_SCRATCH": str(folder), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **values}
+
+
+def trained(store: LocalStore) -> Manifest:
+    manifest = read_manifest(store, TRAINED)
+    assert manifest is not None
+    return manifest
+
+
+def test_under_torchrun(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    tiny_inputs(store, tmp_path / "make")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*command, "tests.faults.train_driver", store.url, "run-a", json.dumps(RECIPE)],
+        cwd=ROOT,
+        env=environ(tmp_path / "scratch"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len([name for name in trained(store).objects if name.startswith("iter_0000004/rank-")]) == 2
+
+
+def test_on_two_machines(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    tiny_inputs(store, tmp_path / "make")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    config = json.dumps({**RECIPE, "nodes": 2})
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.train_driver", store.url, "run-a", config],
+            cwd=ROOT,
+            env=environ(
+                tmp_path / f"scratch-{node}",
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+                STAGECOACH_NODE_RANK=str(node),
+            ),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in (1, 0)
+    ]
+    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], errors
+    assert len([name for name in trained(store).objects if name.startswith("iter_0000004/rank-")]) == 2

@@ -1,0 +1,132 @@
+"""Kernels on a real GPU: attention, AdamW and cross entropy against plain fp32 arithmetic on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from stagecoach_train import masters, philox
+from stagecoach_train.loss import VocabularyShard, head_cross_entropy
+from stagecoach_train.model.attention import Backend, Documents, attend
+from stagecoach_train.model.kernels import flash4_problem
+from stagecoach_train.optimizer import Slice, UpdateNumbers, plain_adamw
+from stagecoach_train.parallel.parameters import Rectangle
+from stagecoach_train.parallel.tensor_parallel import OneRank
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+MAX_RELATIVE_ERROR_BF16 = 0.02
+"""Frobenius norm; bf16 has 8 bits, and the gradient passes four products."""
+
+DOCUMENTS = {
+    "one": [1_000],
+    "two hundred": [5] * 200,
+    "one token each": [1] * 64,
+    "mixed": [700, 1, 250, 3, 46],
+}
+
+
+def documents_of(lengths: list[int], device: str) -> Documents:
+    """Padded by two empty documents."""
+    edges = list(itertools.accumulate([0, *lengths, 0, 0]))
+    spans = tuple((a, b) for a, b in itertools.pairwise(edges) if b > a)
+    cu_seqlens = torch.tensor(edges, dtype=torch.int32, device=device)
+    return Documents(cu_seqlens, torch.tensor(1_024, dtype=torch.int32), spans)
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.detach().double().cpu() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.mark.parametrize("backend", ["varlen", "fa4"])
+@pytest.mark.parametrize("window", [None, 64])
+@pytest.mark.parametrize("lengths", DOCUMENTS.values(), ids=DOCUMENTS.keys())
+def test_attention_equals_the_cpu_reference(backend: Backend, window: int | None, lengths: list[int]) -> None:
+    if backend == "fa4" and (problem := flash4_problem()):
+        pytest.skip(f"flash-attn-4 on this GPU machine: {problem}")
+    torch.manual_seed(0)
+    total = sum(lengths)
+    values = [torch.randn(total, heads, 128).bfloat16() for heads in (8, 2, 2)]
+    weight = torch.randn(total, 8, 128)
+    on_gpu = [value.cuda().requires_grad_() for value in values]
+    on_cpu = [value.float().requires_grad_() for value in values]
+    q, k, v = on_gpu
+    out = attend(q, k, v, documents_of(lengths, "cuda"), window, backend)
+    torch.autograd.backward((out * weight.cuda()).sum())
+    q, k, v = on_cpu
+    expected = attend(q, k, v, documents_of(lengths, "cpu"), window, "sdpa")
+    torch.autograd.backward((expected * weight).sum())
+    assert relative_error(out, expected.detach()) <= MAX_RELATIVE_ERROR_BF16
+    for got, wanted in zip(on_gpu, on_cpu, strict=True):
+        assert got.grad is not None
+        assert wanted.grad is not None
+        if wanted.grad.norm() > 1e-3:  # one-token documents: queries and keys have no gradient
+            assert relative_error(got.grad, wanted.grad) <= MAX_RELATIVE_ERROR_BF16
+
+
+@pytest.mark.parametrize("moments", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("split", [True, False])
+def test_adamw_equals_the_plain_one(split: bool, moments: torch.dtype) -> None:
+    from stagecoach_train.gpu_kernels import adamw_pass
+
+    torch.manual_seed(0)
+    shape = (300, 40)
+    master = torch.randn(shape)
+    weight, remainder = master.clone(), None
+    if split:
+        weight, remainder = torch.empty(shape, dtype=torch.bfloat16), torch.empty(shape, dtype=torch.int16)
+        masters.split_(master, weight, remainder)
+    exp_avg, exp_avg_sq = (torch.randn(shape) * 0.1).to(moments), (torch.rand(shape) * 0.01).to(moments)
+    rectangle = Rectangle((100, 400), (20, 60), (0, 300), (0, 40))
+    plain = Slice(weight, remainder, torch.randn(shape), exp_avg, exp_avg_sq, rectangle, 80, 77, 1e-4)
+    fused = dataclasses.replace(
+        plain,
+        **{
+            field.name: getattr(plain, field.name).cuda()
+            for field in dataclasses.fields(Slice)
+            if isinstance(getattr(plain, field.name), torch.Tensor)
+        },
+    )
+    numbers = UpdateNumbers(
+        update=3, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, step_size=1e-3 / (1 - 0.9**3),
+        root_correction=(1 - 0.999**3) ** 0.5, seed=2**35 + 1,
+    )  # fmt: skip
+    adamw_pass(fused, torch.tensor(0.5, device="cuda", dtype=torch.float64), numbers)
+    plain_adamw(plain, 0.5, numbers)
+    whole = [masters.join(p.weight, p.remainder) if p.remainder is not None else p.weight for p in (plain, fused)]
+    torch.testing.assert_close(whole[1].cpu(), whole[0], rtol=1e-5, atol=1e-7)
+    # The same random bits on both: only values within one rounding error of a bf16 edge may differ.
+    same = (fused.exp_avg_sq.cpu() == plain.exp_avg_sq).float().mean().item()
+    assert same >= (0.999 if moments == torch.bfloat16 else 0.5)
+
+
+def test_random_bits_do_not_depend_on_the_device() -> None:
+    elements = torch.arange(0, 2**40, 2**33)
+    expected = philox.random_bits(5, 6, 7, elements)
+    assert torch.equal(philox.random_bits(5, 6, 7, elements.cuda()).cpu(), expected)
+
+
+@pytest.mark.parametrize("vocab_size", [500, 32_002, 152_000])
+def test_cross_entropy_equals_fp32(vocab_size: int) -> None:
+    torch.manual_seed(0)
+    shard = VocabularyShard(0, vocab_size, OneRank())
+    padded = -(-vocab_size // 128) * 128
+    h, head = torch.randn(100, 64).bfloat16(), (torch.randn(padded, 64) * 0.3).bfloat16()
+    targets = torch.randint(0, vocab_size, (100,))
+    targets[::7] = -100
+    leaves = [x.cuda().requires_grad_() for x in (h, head)]
+    loss = head_cross_entropy(leaves[0], leaves[1], targets.cuda(), 0.01, shard, 64)
+    torch.autograd.backward(loss)
+    wide = [x.float().requires_grad_() for x in (h, head)]
+    expected = 0.01 * torch.nn.functional.cross_entropy(wide[0] @ wide[1][:vocab_size].t(), targets, reduction="sum")
+    torch.autograd.backward(expected)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+    for got, wanted in zip(leaves, wide, strict=True):
+        assert got.grad is not None
+        assert wanted.grad is not None
+        assert relative_error(got.grad, wanted.grad) <= MAX_RELATIVE_ERROR_BF16

@@ -1,0 +1,218 @@
+"""Each schema becomes the one normal form; what does not fit is named by field, expectation and finding."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from stagecoach.recipe.data import DataSource
+from stagecoach.recipe.source import EmbeddedSource
+from stagecoach_pack.conversation import Conversation
+from stagecoach_pack.problems import RowProblem
+from stagecoach_pack.sources.schemas import RowReader, detect_format
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+
+def read(row: Any, **options: Any) -> Conversation:
+    source = DataSource(name="s", source=EmbeddedSource(), **options)
+    return RowReader(source, detect_format(row, source.columns) if source.format == "auto" else source.format).read(row)
+
+
+def turns(row: Any, **options: Any) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in read(row, **options).messages]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        pytest.param(
+            {"id": "a/1", "conversations": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]},
+            [("system", "s"), ("user", "u")],
+            id="original",
+        ),
+        pytest.param(
+            {
+                "messages": [
+                    {"role": "developer", "content": "s"},
+                    {"role": "user", "content": [{"type": "text", "text": "u"}, "v"]},
+                ]
+            },
+            [("system", "s"), ("user", "uv")],
+            id="OpenAI with parts",
+        ),
+        pytest.param(
+            {"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}], "system": "s"},
+            [("system", "s"), ("user", "u"), ("assistant", "a")],
+            id="ShareGPT",
+        ),
+        pytest.param({"items": [{"from": "human", "value": "u"}]}, [("user", "u")], id="ShareGPT items"),
+        pytest.param(
+            {"instruction": "i", "input": "x", "output": "o", "system": "s", "history": [["u", "a"]]},
+            [("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "i\nx"), ("assistant", "o")],
+            id="Alpaca",
+        ),
+        pytest.param(
+            {"instruction": "i", "input": "", "output": "o"}, [("user", "i"), ("assistant", "o")], id="Alpaca bare"
+        ),
+        pytest.param(
+            {"prompt": "p", "completion": "c"}, [("user", "p"), ("assistant", "c")], id="prompt and completion"
+        ),
+        pytest.param(
+            {"prompt": [{"role": "user", "content": "p"}], "completion": [{"role": "assistant", "content": "c"}]},
+            [("user", "p"), ("assistant", "c")],
+            id="prompt and completion as messages",
+        ),
+        pytest.param(
+            {"source": "x", "conversation": [{"input": "u", "output": "a"}, {"input": "v", "output": "b"}]},
+            [("user", "u"), ("assistant", "a"), ("user", "v"), ("assistant", "b")],
+            id="input and output",
+        ),
+        pytest.param(
+            {"id": "cot.1", "system_prompt": "", "question": "q", "response": "r"},
+            [("system", ""), ("user", "q"), ("assistant", "r")],
+            id="OpenOrca keeps an empty system message",
+        ),
+    ],
+)
+def test_every_schema_is_detected_and_read(row: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    assert turns(row) == expected
+
+
+def test_columns_may_have_other_names() -> None:
+    assert turns({"q": "i", "a": "o"}, columns={"instruction": "q", "output": "a"}) == [
+        ("user", "i"),
+        ("assistant", "o"),
+    ]
+
+
+def test_further_roles_may_be_named() -> None:
+    assert turns({"messages": [{"role": "oracle", "content": "x"}]}, roles={"oracle": "assistant"}) == [
+        ("assistant", "x")
+    ]
+
+
+def test_a_system_message_is_added_where_there_is_none() -> None:
+    with_own = {"messages": [{"role": "system", "content": "own"}]}
+    without = {"messages": [{"role": "user", "content": "u"}]}
+    assert turns(with_own, system="mine") == [("system", "own")]
+    assert turns(without, system="mine") == [("system", "mine"), ("user", "u")]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        CALL,
+        {"id": "call_1", **CALL},
+        {"function": {"name": "f", "arguments": '{"x": 1}'}},
+        {"name": "f", "arguments": {"x": 1}},
+    ],
+)
+def test_tool_calls_have_one_form(call: dict[str, Any]) -> None:
+    row = {"messages": [{"role": "assistant", "content": None, "tool_calls": [call]}], "tools": [TOOL["function"]]}
+    talk = read(row)
+    assert talk.messages == [{"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    assert talk.tools == [TOOL]
+
+
+def test_sharegpt_calls_and_results_are_read() -> None:
+    row = {
+        "conversations": [
+            {"from": "function_call", "value": json.dumps({"name": "f", "arguments": {"x": 1}})},
+            {"from": "observation", "value": "7"},
+        ],
+        "tools": json.dumps([TOOL]),
+    }
+    assert read(row).messages == [
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "7"},
+    ]
+
+
+def test_weights_ids_and_names_are_understood() -> None:
+    talk = read(
+        {
+            "id": 7,
+            "messages": [
+                {"role": "user", "content": "u", "name": "Ada"},
+                {"role": "assistant", "content": "a", "weight": 0.0, "refusal": None},
+                {"role": "tool", "content": "t", "tool_call_id": "x"},
+            ],
+        }
+    )
+    assert talk.identity == "7"
+    assert talk.messages[1] == {"role": "assistant", "content": "a", "weight": 0}
+
+
+def message(**fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a", **fields}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ([1], "row: expected one of the schemas"),
+        ({"text": "x"}, "row: expected one of the schemas"),
+        (message(role="robot"), "messages[1].role: expected one of assistant, bard"),
+        (message(role=None), "messages[1].role: expected one of"),
+        (message(role=["user"]), "messages[1].role: expected one of"),
+        (
+            message(content=None),
+            "messages[1].content: expected text or a list of text parts (null only beside tool calls)",
+        ),
+        (message(content=5), "messages[1].content: expected text or a list of text parts, found 5"),
+        (message(content=[{"type": "image_url"}]), "messages[1].content[0]: expected a content part of type text"),
+        (message(reasoning_content="hm"), "messages[1].reasoning_content: expected a message without it"),
+        (message(weight=0.5), "messages[1].weight: expected 0 or 1, found 0.5"),
+        (message(weight="1"), "messages[1].weight: expected 0 or 1"),
+        (message(tool_calls={}), "messages[1]"),
+        (message(tool_calls="f()"), "messages[1].tool_calls: expected a list"),
+        (
+            message(tool_calls=[{"function": {}}]),
+            "messages[1].tool_calls[0].function.name: expected the name of a function",
+        ),
+        (message(tool_calls=[{"name": "f", "arguments": "{"}]), "function.arguments: expected a JSON object"),
+        (message(tool_calls=[{"name": "f", "arguments": [1]}]), "function.arguments: expected a JSON object"),
+        (
+            message(role="user", tool_calls=[CALL]),
+            "messages[1].tool_calls: expected tool calls in assistant messages only",
+        ),
+        ({**message(), "tools": "{"}, "tools: expected a JSON list of tools"),
+        ({**message(), "tools": [1]}, "tools[0]: expected an object with a name"),
+        (
+            {"messages": [{"role": "user", "content": "u"}, "hi"]},
+            "messages[1]: expected an object {role, content}, found 'hi'",
+        ),
+        ({"conversations": [{"from": "human", "value": None}]}, "conversations[0].value: expected text, found None"),
+        ({"conversations": [{"from": "bing", "value": "x"}]}, "conversations[0].from: expected one of"),
+        (
+            {"conversations": [{"from": "function_call", "value": "f()"}]},
+            "conversations[0].value: expected JSON {name, arguments}",
+        ),
+        ({"instruction": "i", "output": 3}, "output: expected text, found 3"),
+        ({"instruction": "i", "output": "o", "history": [["u"]]}, "history[0]: expected a pair of texts"),
+        ({"prompt": "p", "completion": None}, "completion: expected text or a list of messages"),
+        ({"conversation": [{"input": "u"}]}, "conversation[0]: expected an object {input, output} of texts"),
+    ],
+)
+def test_what_does_not_fit_is_named(row: Any, problem: str) -> None:
+    if problem == "messages[1]":
+        assert read(row).messages[1]["content"] == "a"  # an empty object of calls is no call
+        return
+    with pytest.raises(RowProblem) as caught:
+        read(row)
+    assert str(caught.value).startswith(problem) or problem in str(caught.value)
+
+
+def test_an_unknown_field_may_be_dropped_by_name() -> None:
+    row = {"messages": [{"role": "user", "content": "u", "timestamp": 12}]}
+    assert turns(row, ignore_fields=("timestamp",)) == [("user", "u")]
+
+
+def test_the_schema_of_the_first_row_is_required_of_the_others() -> None:
+    reader = RowReader(DataSource(name="s", source=EmbeddedSource()), "messages")
+    with pytest.raises(RowProblem, match=r"messages: expected a list of \{role, content\} .* as in the first row"):
+        reader.read({"instruction": "i", "output": "o"})

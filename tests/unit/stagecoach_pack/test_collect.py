@@ -1,0 +1,109 @@
+"""Reading all sources: what stops it, what is counted, and that the spool gives back what was put in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stagecoach.errors import DataError
+from stagecoach.recipe.data import DataConfig, DataSource
+from stagecoach.recipe.source import EmbeddedSource
+from stagecoach_pack.collect import Spool, collect
+from stagecoach_pack.conversation import Conversation
+from stagecoach_pack.sources.readers import DataFile
+
+GOOD = {"id": "x", "messages": [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "a"}]}
+
+
+def config(*names: str, **options: Any) -> DataConfig:
+    return DataConfig(
+        name="d", sources=tuple(DataSource(name=name, source=EmbeddedSource()) for name in names), **options
+    )
+
+
+def file(folder: Path, name: str, *rows: Any) -> DataFile:
+    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    (folder / name).write_text(text, encoding="utf-8")
+    return DataFile(name, folder / name)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    opened = Spool(tmp_path / "spool")
+    yield opened
+    opened.close()
+
+
+def test_conversations_come_back_with_their_origin(tmp_path: Path, spool: Spool) -> None:
+    files = {
+        "s": [file(tmp_path, "a.jsonl", GOOD, GOOD), file(tmp_path, "b.jsonl", GOOD)],
+        "t": [file(tmp_path, "c.jsonl", GOOD)],
+    }
+    collect(config("s", "t"), files, spool)
+    assert spool.sources.tolist() == [0, 0, 0, 1]
+    assert spool.files.tolist() == [0, 0, 1, 2]
+    assert spool.file_names == ["s/a.jsonl", "s/b.jsonl", "t/c.jsonl"]
+    assert spool.rows.tolist() == [1, 2, 1, 1]
+    assert spool.identity(3) == b"x"
+    assert [talk.messages for talk in spool.conversations(np.array([0, 3]))] == [GOOD["messages"], GOOD["messages"]]
+
+
+def test_bad_rows_stop_with_the_first_ten_and_the_total(tmp_path: Path, spool: Spool) -> None:
+    bad = {"messages": [{"role": "robot", "content": "x"}]}
+    with pytest.raises(DataError) as caught:
+        collect(config("s"), {"s": [file(tmp_path, "a.jsonl", GOOD, *[bad] * 12, "{")]}, spool)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "13 bad rows; correct them, or set data.on_bad_row to drop:"
+    assert lines[1].startswith("  s: a.jsonl: row 2: messages[0].role: expected one of assistant, bard, ")
+    assert lines[1].endswith("(add others under `roles`), found 'robot'")
+    assert lines[-1] == "  .. and 3 more"
+    assert len(lines) == 12
+
+
+def test_bad_rows_are_dropped_and_counted_by_reason(tmp_path: Path, spool: Spool) -> None:
+    rows = [GOOD] * 8 + [{"messages": []}, "nonsense"]
+    found = collect(config("s", on_bad_row="drop", max_bad_share=0.2), {"s": [file(tmp_path, "a.jsonl", *rows)]}, spool)
+    assert found.counts[0].bad_rows == {"empty conversation": 1, "invalid JSON": 1}
+    assert (found.counts[0].rows_read, found.counts[0].rows_usable, len(spool)) == (10, 8, 8)
+
+
+def test_too_many_bad_rows_are_refused_even_then(tmp_path: Path, spool: Spool) -> None:
+    with pytest.raises(DataError, match=r"20\.00% of the 5 rows of s, data\.max_bad_share allows 1\.00%"):
+        collect(config("s", on_bad_row="drop"), {"s": [file(tmp_path, "a.jsonl", *[GOOD] * 4, "{")]}, spool)
+
+
+def test_a_lone_surrogate_is_a_bad_row(tmp_path: Path, spool: Spool) -> None:
+    row = '{"messages": [{"role": "user", "content": "\\ud800"}]}'
+    with pytest.raises(DataError, match="expected text that has a UTF-8 form"):
+        collect(config("s"), {"s": [file(tmp_path, "a.jsonl", GOOD, row)]}, spool)
+
+
+@pytest.mark.parametrize("names", [[], ["README.md"]])
+def test_a_source_without_data_files_is_refused(tmp_path: Path, spool: Spool, names: list[str]) -> None:
+    files = [file(tmp_path, name, "# card") for name in names]
+    with pytest.raises(DataError, match="data source s: expected at least one data file"):
+        collect(config("s"), {"s": files}, spool)
+
+
+def test_a_source_whose_rows_are_all_filtered_is_refused(tmp_path: Path, spool: Spool) -> None:
+    data = DataConfig(name="d", sources=(DataSource(name="s", source=EmbeddedSource(), min_turns=9),))
+    with pytest.raises(DataError, match="expected usable rows, got none of 1: 0 after 'at least 9 turns'"):
+        collect(data, {"s": [file(tmp_path, "a.jsonl", GOOD)]}, spool)
+
+
+def test_files_that_accompany_the_data_are_listed_not_read(tmp_path: Path, spool: Spool) -> None:
+    files = [file(tmp_path, "README.md", "# card"), file(tmp_path, "a.jsonl", GOOD)]
+    assert collect(config("s"), {"s": files}, spool).counts[0].ignored_files == ["README.md"]
+
+
+def test_equal_messages_have_equal_digests_whatever_the_id_and_weights() -> None:
+    first = Conversation([{"role": "user", "content": "u"}], None, "1")
+    second = Conversation([{"content": "u", "role": "user", "weight": 0}], None, "2")
+    other = Conversation([{"role": "user", "content": "u"}], [{"type": "function", "function": {"name": "f"}}])
+    assert first.digest() == second.digest() != other.digest()
+    assert first.digest().hex() == "75a92d31789aa87e104c323af84e718d"

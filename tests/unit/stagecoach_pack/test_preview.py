@@ -1,0 +1,77 @@
+"""What people see before they pack: coloured conversations and token counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stagecoach.errors import DataError
+from stagecoach.recipe.data import DataConfig, DataSource
+from stagecoach.recipe.source import EmbeddedSource
+from stagecoach_pack.preview import data_statistics, preview, preview_text, statistics_table
+from stagecoach_pack.sources.readers import DataFile
+from tests.unit.stagecoach_pack.chat_tokenizers import chat_tokenizer
+from tests.unit.stagecoach_pack.packing_runs import json_lines
+
+TALK = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
+DATA = DataConfig(name="d", sources=(DataSource(name="s", source=EmbeddedSource()),))
+
+
+def data_file(folder: Path, *rows: object) -> DataFile:
+    (folder / "x.jsonl").write_bytes(json_lines(*rows))
+    return DataFile("x.jsonl", folder / "x.jsonl")
+
+
+def test_trained_text_is_green(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer("smollm2")
+    (shown,) = preview(DATA, {"s": [data_file(tmp_path, TALK)]}, tokenizer)
+    text = preview_text(shown, tokenizer)
+    assert text.plain.splitlines()[1:] == [
+        "<|im_start|>user",
+        "Hi<|im_end|>",
+        "<|im_start|>assistant",
+        "Hello!<|im_end|>",
+        "",
+    ]
+    green = [text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style)]
+    assert green == ["Hello!<|im_end|>"]
+
+
+def test_ids_stand_behind_their_tokens(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer("mistral")
+    (shown,) = preview(DATA, {"s": [data_file(tmp_path, TALK)]}, tokenizer)
+    assert (
+        "\u2581assistant\u00b713892 <0x0A>\u00b713 \nHello\u00b716230 !\u00b728808 <|im_end|>\u00b732001 "
+        in preview_text(shown, tokenizer, with_ids=True).plain
+    )
+
+
+def test_only_the_first_rows_of_each_source_are_shown(tmp_path: Path) -> None:
+    found = list(preview(DATA, {"s": [data_file(tmp_path, *[TALK] * 9)]}, chat_tokenizer("smollm2"), rows=2))
+    assert [shown.origin for shown in found] == ["s/x.jsonl: row 1", "s/x.jsonl: row 2"]
+
+
+def test_a_row_that_cannot_be_packed_says_why(tmp_path: Path) -> None:
+    odd = {"messages": [{"role": "user", "content": "u"}, {"role": "system", "content": "late"}]}
+    tokenizer = chat_tokenizer("llama2-template")
+    (shown,) = preview(DATA, {"s": [data_file(tmp_path, odd)]}, tokenizer)
+    assert "only user and assistant" in preview_text(shown, tokenizer).plain
+
+
+def test_statistics_count_rows_and_tokens(tmp_path: Path) -> None:
+    (found,) = data_statistics([data_file(tmp_path, TALK, TALK)], chat_tokenizer("mistral"))
+    assert (found.num_rows, found.num_tokens, found.num_trained_tokens, found.longest_tokens) == (2, 32, 6, 16)
+    assert found.mean_tokens == 16.0
+    table = statistics_table([found, found])
+    assert [list(column.cells) for column in table.columns][:3] == [
+        ["x.jsonl", "x.jsonl", "all"],
+        ["2", "2", "4"],
+        ["32", "32", "64"],
+    ]
+
+
+def test_statistics_of_a_damaged_file_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b"{")
+    with pytest.raises(DataError, match="1 bad rows"):
+        list(data_statistics([DataFile("x.jsonl", tmp_path / "x.jsonl")], chat_tokenizer("mistral")))
