@@ -141,3 +141,17 @@ lock: setup ## Lock the requirements of the development environment and of every
 clean: ## Remove what was built and cached, not .venv and not the runs
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path ./$(VENV) -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -type d -print0 | xargs -0 rm -rf
+
+##@ Benchmarks
+
+.PHONY: bench-gpu
+bench-gpu: setup ## Training speed on two NVIDIA GPUs against transformers + FSDP2: ARGS="--attention fa4"
+	$(BIN)/python benchmarks/bench_gpu.py $(ARGS)
+
+.PHONY: bench-store
+bench-store: setup ## The S3 store against s5cmd on a SeaweedFS of its own
+	$(BIN)/python benchmarks/bench_store.py $(ARGS)
+
+.PHONY: bench-models
+bench-models: setup ## convert, shard and export against cp + fsync + sha256
+	$(BIN)/python benchmarks/models.py $(ARGS)

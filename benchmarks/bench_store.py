@@ -175,9 +175,14 @@ def main() -> None:
         folder = Path(name)
         make_inputs(folder, big_mib * 2**20, num_small)
         with running_s3_server(folder / "server") as server:
-            os.environ.update(server.environ())  # noqa: TID251 - for s5cmd and the processes that measure
+            os.environ.update(server.environ())
             figures = measure(flags.s5cmd, folder, num_rounds, server.endpoint_url)
-    report: dict[str, Any] = {"big_mib": big_mib, "num_small": num_small, "cpus": os.cpu_count(), "python": platform.python_version()}
+    report: dict[str, Any] = {
+        "big_mib": big_mib,
+        "num_small": num_small,
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+    }
     report["load_before_and_after"] = [round(value, 2) for value in os.getloadavg()]
     report["tasks"] = figures
     if flags.result:

@@ -1,8 +1,8 @@
-"""The peer of the GPU benchmarks: transformers' Mistral with FSDP2, flex attention on the document mask, compiled layers,
-full recompute and fused AdamW over fp32 weights. Started by ``bench_gpu.py`` under torchrun; prints one JSON line from rank 0.
+"""The peer of the GPU benchmarks: transformers' Mistral under FSDP2, started by ``bench_gpu.py`` under torchrun.
 
-The block mask is built once, uncompiled, and used again for every step, which favours the peer: transformers would compile
-and build it anew for every forward.
+Flex attention on the document mask, compiled layers, full recompute, fused AdamW over fp32 weights. The block mask is
+built once, uncompiled, and used again for every step, which favours the peer: transformers would compile and build it anew
+for every forward. Rank 0 prints one JSON line.
 """
 
 from __future__ import annotations

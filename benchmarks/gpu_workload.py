@@ -1,8 +1,8 @@
-"""The work that every GPU benchmark does, ours and the peer's: Mistral-7B shapes, a fixed mix of documents, one formula for MFU.
+"""The work that every GPU benchmark does, ours and the peer's: Mistral-7B shapes, one mix of documents, one formula for MFU.
 
-Documents are lognormal (median 735 tokens, sigma 0.8) cut to fill the stream, as in chat data; every second token is trained.
-F = 6 N_mm + 6 L d S_bar FLOP a token: forward and backward without recompute, causal attention halved and counted by document,
-head counted for all tokens. MFU divides by the bf16 peak that the vendor states for dense matrices.
+Documents are lognormal (median 735 tokens, sigma 0.8) cut to fill the stream, as in chat data; every second token is
+trained. F = 6 N_mm + 6 L d S_bar FLOP a token: forward and backward without recompute, causal attention halved and
+counted by document, head counted for all tokens. MFU divides by the bf16 peak that the vendor states for dense matrices.
 """
 
 from __future__ import annotations

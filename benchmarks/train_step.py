@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import time
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from gpu_workload import PEAK_FLOPS, document_lengths, matmul_ceiling_flops
 
 from stagecoach.architectures.registry import ModelSpec
 from stagecoach.parallel.topology import Topology
 from stagecoach.recipe.train import TrainConfig
 from stagecoach_train.batch import Document, MicroBatch, MicroBatchShape, micro_batch_of_documents
 from stagecoach_train.engine import Engine
-
-PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}
 
 
 def mistral(layers: int, *, small: bool) -> ModelSpec:
@@ -53,18 +51,10 @@ def mistral(layers: int, *, small: bool) -> ModelSpec:
     )
 
 
-def lengths_of(num_tokens: int, seed: int) -> list[int]:
-    """Document lengths that fill the tokens exactly."""
-    rng, lengths = random.Random(seed), list[int]()
-    while (left := num_tokens - sum(lengths)) > 0:
-        lengths.append(min(int(rng.lognormvariate(6.6, 0.8)) + 32, left))
-    return lengths
-
-
-def micro_batch(spec: ModelSpec, shape: MicroBatchShape, seed: int) -> tuple[MicroBatch, float]:
+def micro_batch(spec: ModelSpec, shape: MicroBatchShape, seed: int, *, lengths_seed: int) -> tuple[MicroBatch, float]:
     """Random documents, every second token trained; also returns S."""
     rng = np.random.default_rng(seed)
-    lengths = lengths_of(shape.num_tokens, seed)
+    lengths = document_lengths(shape.num_tokens, lengths_seed)
     documents = [Document(rng.integers(0, spec.vocab_size, n), np.arange(n) % 2 == 1) for n in lengths]
     return micro_batch_of_documents(documents, shape), sum(n * n for n in lengths) / shape.num_tokens
 
@@ -86,19 +76,6 @@ def fill_randomly(engine: Engine) -> None:
             _ = held.fill_(1.0) if "norm" in local.tensor.kind else held.normal_(std=0.02)
 
 
-def matmul_ceiling(device: torch.device) -> float:
-    """TFLOP/s of an 8192^3 bf16 product on this card now."""
-    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    for _ in range(5):
-        a @ a
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(20):
-        a @ a
-    torch.cuda.synchronize()
-    return 2 * 8192**3 * 20 / (time.perf_counter() - start) / 1e12
-
-
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,6 +93,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--regather", action="store_true")
     parser.add_argument("--no-copy-engine", action="store_true")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--same-lengths", action="store_true", help="the peer's two sets of document lengths")
     parser.add_argument("--memory-cap-gb", type=float, default=0.0)
     parser.add_argument("--profile", type=int, default=0, help="print that many of the slowest kernels of one step")
     parser.add_argument("--small", action="store_true", help="toy model; also runs on a CPU")
@@ -183,7 +161,8 @@ def measure(
             torch.cuda.synchronize()
 
     def step(number: int) -> tuple[float, float, float]:
-        made = [micro_batch(spec, shape, 1_000 * number + i) for i in range(args.accumulate)]
+        seeds = [1_000 * number + i for i in range(args.accumulate)]
+        made = [micro_batch(spec, shape, seed, lengths_seed=seed % 2 if args.same_lengths else seed) for seed in seeds]
         targets = sum(batch.num_targets for batch, _ in made) * args.dp
         wait()
         start = time.perf_counter()
@@ -213,7 +192,7 @@ def measure(
         "first_step_seconds": round(first_seconds, 1),
         "mean_attended_length": round(sum(means) / len(means)),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if on_gpu else None,
-        "matmul_tflops": round(matmul_ceiling(device)) if on_gpu and not args.small else None,
+        "matmul_tflops": round(matmul_ceiling_flops() / 1e12) if on_gpu and not args.small else None,
         "graphs_after_step_2": _num_graphs() - graphs,
         "losses": [round(first_loss, 4), *(round(loss, 4) for loss in losses)],
         "async_tp_fusions": _fusions(),

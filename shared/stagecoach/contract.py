@@ -243,6 +243,7 @@ def _do(job: Job, store: ObjectStore, settings: Settings) -> None:
     done = read_manifest(store, job.output)
     if done is not None:
         _log.info("%s: already done (%s)", job.task, job.output)
+        _finish(job, store, settings, done)
         _leave_artifacts(store, settings, done)
         _record(store, job, {"state": "already done", "exit_code": 0})
         return
@@ -283,6 +284,7 @@ def _make(job: Job, store: ObjectStore, settings: Settings, scratch: Path, clock
     progress.update(1, 1)
     committed = read_manifest(store, job.output)
     if committed is not None:
+        _finish(job, store, settings, committed)
         _leave_artifacts(store, settings, committed)
         _log.info(
             "%s: %s (%d objects, %d bytes)%s",
@@ -293,6 +295,18 @@ def _make(job: Job, store: ObjectStore, settings: Settings, scratch: Path, clock
             "" if ours else "; an equal run was first",
         )
     _record(store, job, {"state": "done", "exit_code": 0, **clock.seconds})
+
+
+def _finish(job: Job, store: ObjectStore, settings: Settings, manifest: Manifest) -> None:
+    """Let the stage do what is wanted beside its output; each effect has a record of its own and happens once."""
+    if not job.kind.has_effects:
+        return
+    scratch = settings.scratch_dir / new_try_prefix(f"{job.task}-finish-").rstrip("/")
+    try:
+        module = importlib.import_module(f"stagecoach_{job.kind.stage}.run")
+        module.finish(job.config, Input(store, job.output, manifest, scratch), store)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _leave_artifacts(store: ObjectStore, settings: Settings, manifest: Manifest) -> None:

@@ -6,6 +6,8 @@ Readers trust nothing else: without a manifest there is no output, whatever lies
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +18,14 @@ from stagecoach.storage.base import ObjectStore
 
 FORMAT_VERSION = 1
 BLOCK_BYTES = 64 * 1024 * 1024
+
+
+_SIDE_BY_SIDE_BYTES = 256 * 1024
+
+
+@cache
+def _hasher() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2, thread_name_prefix="stagecoach-digest")
 
 
 class _Frozen(BaseModel):
@@ -72,7 +82,8 @@ class Manifest(_Frozen):
 class Digests:
     """Digests of bytes that come by in order: the whole object's and each 64 MiB block's.
 
-    The first block is hashed once, as part of the whole, so that an object of a single block costs one pass.
+    The first block is hashed once, as part of the whole, so that an object of a single block costs one pass; after that
+    the two digests are computed side by side, as hashing releases the interpreter's lock.
     """
 
     def __init__(self) -> None:
@@ -89,9 +100,15 @@ class Digests:
         self.size_bytes += len(view)
         while len(view) > 0:
             part = view[: BLOCK_BYTES - self._in_block]
-            self._whole.update(part)
-            if self._block is not self._whole:
+            if self._block is self._whole:
+                self._whole.update(part)
+            elif len(part) < _SIDE_BY_SIDE_BYTES:
+                self._whole.update(part)
                 self._block.update(part)
+            else:
+                beside = _hasher().submit(self._block.update, part)
+                self._whole.update(part)
+                beside.result()
             self._in_block += len(part)
             view = view[len(part) :]
             if self._in_block == BLOCK_BYTES:

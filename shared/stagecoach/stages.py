@@ -46,6 +46,8 @@ class TaskKind:
     """``model`` or ``data``: whose name the output's folder carries."""
     per_source: bool = False
     """One task for each data source."""
+    has_effects: bool = False
+    """The stage's ``finish`` does more with the finished output (a push, a promotion), with a record of its own."""
 
 
 TASKS: dict[str, TaskKind] = {
@@ -119,6 +121,7 @@ TASKS: dict[str, TaskKind] = {
             key_inputs={"trained": "train"},
             config=ExportConfig,
             named_after="model",
+            has_effects=True,
         ),
     )
 }

@@ -1,5 +1,7 @@
 """The contract around every stage: the same flags, done twice is done once, and an exit code for every end."""
 
+import dataclasses
+import importlib
 import json
 import sys
 import types
@@ -96,7 +98,7 @@ def test_what_is_done_is_not_done_again(store: LocalStore, monkeypatch: pytest.M
     _main(store)
     before = store.get(manifest_key(SHARDS))
     monkeypatch.delitem(sys.modules, "stagecoach_shard.run")
-    monkeypatch.setattr(contract.importlib, "import_module", lambda name: pytest.fail(f"imported {name}"))
+    monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(f"imported {name}"))
     assert _main(store) == 0
     assert store.get(manifest_key(SHARDS)) == before
     assert _states(store)[-1] == "already done"
@@ -183,3 +185,17 @@ def test_small_files_for_the_workflow_engine_are_left_also_when_already_done(
         assert _main(store) == 0
         assert json.loads((tmp_path / "artifacts/manifest.json").read_text())["key"] == "00ff"
         (tmp_path / "artifacts/manifest.json").unlink()
+
+
+def test_effects_of_a_finished_output_are_done_also_later(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(contract.TASKS, "shard", dataclasses.replace(contract.TASKS["shard"], has_effects=True))
+    seen: list[bytes] = []
+    _use(monkeypatch, _copy)
+    module = sys.modules["stagecoach_shard.run"]
+    monkeypatch.setattr(
+        module, "finish", lambda config, made, store: seen.append(made.read_bytes("rank")), raising=False
+    )
+    assert [_main(store), _main(store)] == [0, 0]
+    assert seen == [b"0123", b"0123"]

@@ -67,10 +67,9 @@ def result_fields(section: BaseModel) -> dict[str, Any]:
         if effect_of(field) != "result":
             continue
         value = _canonical(getattr(section, name))
-        if not _is_tag(field) and not field.is_required():
-            if value == _canonical(field.get_default(call_default_factory=True)):
-                continue
-        found[name] = value
+        always = _is_tag(field) or field.is_required()
+        if always or value != _canonical(field.get_default(call_default_factory=True)):
+            found[name] = value
     return found
 
 

@@ -1,10 +1,10 @@
 """Where the files of a model, a tokenizer or a data set come from: one small section for each kind of place.
 
-    {kind: hub, repo: mistralai/Mistral-7B-v0.1, revision: main}     the Hugging Face Hub
-    {kind: directory, path: /data/chat}                             a folder or file of this machine
-    {kind: s3, url: s3://bucket/prefix}                             an S3 prefix
-    {kind: embedded, name: demo-chat}                               data that Stagecoach itself ships
-    {kind: seed, hidden_size: 128, ...}                             a tiny model made on the spot from a seed
+{kind: hub, repo: mistralai/Mistral-7B-v0.1, revision: main}     the Hugging Face Hub
+{kind: directory, path: /data/chat}                             a folder or file of this machine
+{kind: s3, url: s3://bucket/prefix}                             an S3 prefix
+{kind: embedded, name: demo-chat}                               data that Stagecoach itself ships
+{kind: seed, hidden_size: 128, ...}                             a tiny model made on the spot from a seed
 """
 
 from __future__ import annotations

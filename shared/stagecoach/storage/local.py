@@ -157,7 +157,8 @@ class LocalStore:
                 os.unlink(path)
                 touched.add(os.path.dirname(path))
         for folder in touched:
-            with self._errors(""):
+            # Emptying one folder can remove another of them together with their common parents.
+            with self._errors(""), suppress(*_NO_OBJECT):
                 _sync_folder(folder)
                 self._remove_empty(folder)
 

@@ -47,6 +47,7 @@ from stagecoach.storage.transfer import (
     Part,
     in_order,
     new_local_file,
+    read_back,
     split_into_parts,
     write_all,
 )
@@ -192,10 +193,14 @@ class S3Store:
     def get_range(self, key: str, start: int, size_bytes: int) -> bytes:
         """See ``ObjectStore.get_range``."""
         buffer = bytearray(size_bytes)
+
+        def place(at: int, piece: memoryview) -> None:
+            buffer[at - start : at - start + len(piece)] = piece
+
         if size_bytes:
             with self._calls.errors(key):
                 full, part = self._full(key), Part(0, start, size_bytes)
-                self._calls.retry(lambda ask: ask.get_part(full, part, memoryview(buffer), None))
+                self._calls.retry(lambda ask: ask.get_part(full, part, None, place))
         return bytes(buffer)
 
     def get_file(self, key: str, path: Path, *, on_bytes: Callable[[memoryview], None] | None = None) -> None:
@@ -207,21 +212,18 @@ class S3Store:
             full, etag = self._full(key), found["ETag"]
             parts = split_into_parts(found["ContentLength"], self._options.part_bytes, 1 << 30)
             num_threads = min(len(parts), self._options.num_threads) or 1
-            free = [bytearray(parts[0].size_bytes) for _ in parts[: num_threads + 1]]
-
             with new_local_file(path) as descriptor, ThreadPoolExecutor(num_threads) as executor:
 
-                def fetch(part: Part) -> bytearray:
-                    buffer = free.pop()
-                    view = memoryview(buffer)[: part.size_bytes]
-                    self._calls.retry(lambda ask: ask.get_part(full, part, view, etag))
-                    write_all(descriptor, view, part.start, path)
-                    return buffer
+                def fetch(part: Part) -> None:
+                    self._calls.retry(lambda ask: ask.get_part(full, part, etag, place))
 
-                for part, buffer in in_order(executor, fetch, parts, len(free)):
+                def place(start: int, piece: memoryview) -> None:
+                    write_all(descriptor, piece, start, path)
+
+                for part, _ in in_order(executor, fetch, parts, 4 * num_threads):
                     if on_bytes is not None:
-                        on_bytes(memoryview(buffer)[: part.size_bytes])
-                    free.append(buffer)
+                        for piece in read_back(descriptor, part, path):
+                            on_bytes(piece)
 
     def local_path(self, key: str) -> Path | None:
         """See ``ObjectStore.local_path``; always None."""

@@ -5,7 +5,7 @@ Object bytes go over the wire, all else through boto3's client, which is handed 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +49,8 @@ class S3Requests:
             raise WireFailure(Trouble.TRANSIENT, "the bytes that came do not have the CRC-32 that the store sent")
         return answer.body
 
-    def get_part(self, key: str, part: Part, into: memoryview, etag: str | None) -> None:
-        """Fill ``into`` with a part of an object; with an ETag, of that very object."""
+    def get_part(self, key: str, part: Part, etag: str | None, take: Callable[[int, memoryview], None]) -> None:
+        """Hand a part of an object on, bit by bit with their places in the object; with an ETag, of that very object."""
         span = f"{part.start}-{part.start + part.size_bytes - 1}"
         size_text = str(part.size_bytes)
 
@@ -66,7 +66,16 @@ class S3Requests:
             raise WireFailure(Trouble.TRANSIENT, f"asked for bytes {span}, got {answered or 'no range'}")
 
         headers = {"range": f"bytes={span}", **({"if-match": etag} if etag else {})}
-        self.wire.request("GET", key, headers=headers, into=into, on_head=check)
+        done = 0
+
+        def on_body(piece: memoryview) -> None:
+            nonlocal done
+            take(part.start + done, piece)
+            done += len(piece)
+
+        self.wire.request("GET", key, headers=headers, on_head=check, on_body=on_body)
+        if done != part.size_bytes:
+            raise WireFailure(Trouble.TRANSIENT, f"asked for bytes {span}, got {done} bytes")
 
     def put(self, key: str, data: bytes | memoryview, headers: Mapping[str, str]) -> None:
         """Store an object."""

@@ -3,7 +3,7 @@
 boto3 takes about 1.3 ms of processor time for a small request, most of it in layers that S3's GET and PUT do not need;
 this takes about 0.15 ms (``benchmarks/bench_store.py``). It knows HTTP/1.1 (kept connections, chunked answers, CONNECT
 through a proxy), TLS and the signature of ``s3_signature``, and nothing else: what is asked, and what an answer means,
-is said in ``s3_requests``. Bodies are received straight into the caller's memory.
+is said in ``s3_requests``. Large bodies pass through a small buffer that stays in the processor's cache.
 """
 
 from __future__ import annotations
@@ -24,15 +24,20 @@ from io import BufferedReader
 from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
+from stagecoach.errors import StagecoachError
 from stagecoach.storage.s3_errors import Trouble
 from stagecoach.storage.s3_signature import UNSIGNED, Signer
 
 _BUFFER_BYTES = 64 * 1024
+_PIECE_BYTES = 256 * 1024
 _MAX_LINE_BYTES = 64 * 1024
 _MAX_HEADERS = 200
 _MAX_ERROR_BYTES = 64 * 1024
 _IDLE_SECONDS = 20.0
 _SLOWEST_BYTES_PER_SECOND = 16 * 1024
+OnHead = Callable[[int, Mapping[str, str]], None]
+OnBody = Callable[[memoryview], None]
+
 _XML_FIELD = r"<{0}>\s*([^<]*?)\s*</{0}>"
 
 
@@ -72,7 +77,7 @@ class Answer:
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes
-    """Empty where the caller's own memory took it."""
+    """Empty where ``on_body`` took it."""
     is_complete: bool = True
     """False if the rest of an overlong error text was left unread."""
 
@@ -133,8 +138,8 @@ class S3Wire:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         body: bytes | memoryview = b"",
-        into: memoryview | None = None,
-        on_head: Callable[[int, Mapping[str, str]], None] | None = None,
+        on_head: OnHead | None = None,
+        on_body: OnBody | None = None,
     ) -> Answer:
         """Send one request and return its answer.
 
@@ -144,12 +149,13 @@ class S3Wire:
             query: Parameters after ``?``.
             headers: Beside those that HTTP and the signature need.
             body: What to send.
-            into: Memory that takes the body of the answer, which must have exactly that length.
             on_head: Sees status and headers of a successful answer before its body is read, and may raise.
+            on_body: Takes the body of a successful answer, bit by bit in order, instead of the result; it must not keep
+                the views.
 
         Raises:
             WireAnswer: The server says no.
-            WireFailure: It says nothing, or breaks off, or its body has another length.
+            WireFailure: It says nothing, or breaks off.
         """
         parts = urlsplit(self.target.base_url)
         host = parts.netloc.rpartition("@")[2]
@@ -166,7 +172,7 @@ class S3Wire:
         if method != "GET":
             signed["content-length"] = str(len(body))
         head = f"{method} {location} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in signed.items()) + "\r\n"
-        return self._exchange(head.encode("latin-1"), body, into, on_head)
+        return self._exchange(head.encode("latin-1"), body, on_head, on_body)
 
     def close(self) -> None:
         """Close the connections that nobody uses."""
@@ -177,8 +183,8 @@ class S3Wire:
         self,
         head: bytes,
         body: bytes | memoryview,
-        into: memoryview | None,
-        on_head: Callable[[int, Mapping[str, str]], None] | None,
+        on_head: OnHead | None,
+        on_body: OnBody | None,
     ) -> Answer:
         while True:
             connection = self._take()
@@ -186,11 +192,14 @@ class S3Wire:
                 status, headers, is_reusable = _send(connection, head, body)
                 if status < 300 and on_head is not None:
                     on_head(status, headers)
-                answer = _receive(connection.reader, status, headers, into, self.target.read_timeout_seconds)
+                answer = _receive(connection.reader, status, headers, on_body, self.target.read_timeout_seconds)
             except _Stale:
                 # the server had closed a kept connection; that says nothing about the request
                 connection.close()
                 continue
+            except StagecoachError:
+                connection.close()
+                raise
             except (OSError, ValueError, MemoryError, OverflowError) as error:
                 connection.close()
                 raise WireFailure(Trouble.TRANSIENT, _reason(error)) from error
@@ -290,11 +299,11 @@ def _send(connection: _Connection, head: bytes, body: bytes | memoryview) -> tup
 
 
 def _receive(
-    reader: BufferedReader, status: int, headers: dict[str, str], into: memoryview | None, patience_seconds: float
+    reader: BufferedReader, status: int, headers: dict[str, str], on_body: OnBody | None, patience_seconds: float
 ) -> Answer:
-    """Read the body of an answer; that of an error never goes to ``into``."""
+    """Read the body of an answer; that of an error never goes to ``on_body``."""
     if status < 300:
-        return Answer(status, headers, _read_body(reader, headers, into, patience_seconds))
+        return Answer(status, headers, _read_body(reader, headers, on_body, patience_seconds))
     if int(headers.get("content-length", "0")) > _MAX_ERROR_BYTES:
         return Answer(status, headers, b"", is_complete=False)
     return Answer(status, headers, _read_body(reader, headers, None, patience_seconds))
@@ -326,37 +335,30 @@ def _read_head(reader: BufferedReader) -> tuple[int, dict[str, str]]:
 
 
 def _read_body(
-    reader: BufferedReader, headers: dict[str, str], into: memoryview | None, patience_seconds: float
+    reader: BufferedReader, headers: dict[str, str], on_body: OnBody | None, patience_seconds: float
 ) -> bytes:
-    """Read a body to its end, into ``into`` (of exactly its length) or into memory of its own."""
+    """Read a body to its end; returns it, or hands it on and returns nothing."""
     if headers.get("transfer-encoding", "identity").lower() == "chunked":
         data = _read_chunked(reader)
-        if into is None:
+        if on_body is None:
             return data
-        _check_size(len(data), len(into))
-        into[:] = data
+        on_body(memoryview(data))
         return b""
     size_bytes = int(headers.get("content-length", "0"))
-    if into is not None:
-        _check_size(size_bytes, len(into))
-        _fill(reader, into, patience_seconds)
-        return b""
-    buffer = bytearray(size_bytes)
-    _fill(reader, memoryview(buffer), patience_seconds)
-    return bytes(buffer)
-
-
-def _fill(reader: BufferedReader, view: memoryview, patience_seconds: float) -> None:
-    size_bytes = len(view)
     deadline = time.monotonic() + patience_seconds + size_bytes / _SLOWEST_BYTES_PER_SECOND
-    filled = 0
-    while filled < size_bytes:
-        count = reader.readinto1(view[filled:])
-        if not count:
-            raise ConnectionResetError(f"the body broke off after {filled} of {size_bytes} bytes")
-        filled += count
-        if filled < size_bytes and time.monotonic() > deadline:
-            raise TimeoutError(f"only {filled} of {size_bytes} bytes came in time")
+    whole = memoryview(bytearray(size_bytes if on_body is None else min(size_bytes, _PIECE_BYTES)))
+    done = 0
+    while done < size_bytes:
+        view = whole[done : done + _PIECE_BYTES] if on_body is None else whole[: size_bytes - done]
+        count = reader.readinto(view)
+        done += count
+        if count < len(view):
+            raise ConnectionResetError(f"the body broke off after {done} of {size_bytes} bytes")
+        if on_body is not None:
+            on_body(view)
+        if done < size_bytes and time.monotonic() > deadline:
+            raise TimeoutError(f"only {done} of {size_bytes} bytes came in time")
+    return bytes(whole) if on_body is None else b""
 
 
 def _read_chunked(reader: BufferedReader) -> bytes:
@@ -369,11 +371,6 @@ def _read_chunked(reader: BufferedReader) -> bytes:
     while reader.readline(_MAX_LINE_BYTES) not in (b"\r\n", b"\n", b""):
         pass
     return b"".join(chunks)
-
-
-def _check_size(found_bytes: int, expected_bytes: int) -> None:
-    if found_bytes != expected_bytes:
-        raise ValueError(f"expected a body of {expected_bytes} bytes, got one of {found_bytes}")
 
 
 def _tunnel(stream: socket.socket, address: str, user: str | None, password: str | None) -> None:

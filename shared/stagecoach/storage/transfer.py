@@ -5,7 +5,7 @@
     part 2      |###|      fetched by thread 1         ..
     seen   .....0....1.2   handed to ``on_bytes`` in order, by the calling thread, while later parts come in
 
-At most a fixed number of parts is held in memory at a time.
+What is handed on is read back from the file, which the page cache still holds: no part stays in memory.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from stagecoach.errors import ConfigError, UnavailableError
 _T = TypeVar("_T")
 _S = TypeVar("_S")
 
+_READ_BACK_BYTES = 256 * 1024
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -178,6 +179,23 @@ def write_all(descriptor: int, data: bytes | memoryview, offset: int, path: Path
         while view:
             written = os.pwrite(descriptor, view, offset)
             view, offset = view[written:], offset + written
+
+
+def read_back(descriptor: int, part: Part, path: Path) -> Iterator[memoryview]:
+    """Yield the bytes of a part that was just written, from the page cache; each view is good until the next one.
+
+    Raises:
+        UnavailableError: The disk does not answer.
+    """
+    buffer = memoryview(bytearray(min(part.size_bytes, _READ_BACK_BYTES)))
+    done = 0
+    while done < part.size_bytes:
+        with local_disk_errors(path):
+            count = os.preadv(descriptor, [buffer[: part.size_bytes - done]], part.start + done)
+        if count == 0:
+            raise UnavailableError(f"{path}: became shorter while it was written; see who else writes there")
+        yield buffer[:count]
+        done += count
 
 
 def _free(path: Path) -> str:

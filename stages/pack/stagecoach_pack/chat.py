@@ -92,7 +92,8 @@ class Renderer:
         self._tokenizer = tokenizer
         self._train_on: TrainOn = train_on
         self._controls = tokenizer.control_pattern
-        self._control_initials = sorted({text[0] for text in tokenizer.control_ids if text})
+        initials = "".join(sorted({text[0] for text in tokenizer.control_ids if text}))
+        self._initials = re.compile(f"[{re.escape(initials)}]" if initials else "(?!)")
         self._bos = tokenizer.special.bos or "" if tokenizer.is_chatml and tokenizer.adds_bos else ""
         self._rendered = 0
         self.render: Callable[[Conversation], Rendered] = (
@@ -122,7 +123,7 @@ class Renderer:
         return rendered
 
     def _literal_in(self, content: str, begin: int) -> list[Span]:
-        if not any(character in content for character in self._control_initials):
+        if self._initials.search(content) is None:
             return []
         return [(match.start() + begin, match.end() + begin) for match in self._controls.finditer(content)]
 

@@ -70,13 +70,13 @@ class Spool:
         Raises:
             RowProblem: Its text has no UTF-8 form.
         """
-        body = conversation.to_json()
+        body, digest = conversation.to_json()
         identity = conversation.identity.encode("utf-8", "backslashreplace")
         self._bodies.write(body)
         self._ids.write(identity)
         self._body_ends.append(self._body_ends[-1] + len(body))
         self._id_ends.append(self._id_ends[-1] + len(identity))
-        self._digests += conversation.digest()
+        self._digests += digest
         self._sources.append(source)
         self._files.append(file)
         self._rows.append(row)

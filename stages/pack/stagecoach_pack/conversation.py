@@ -30,30 +30,27 @@ class Conversation:
     identity: str = ""
     """The row's own id; empty where it has none."""
 
-    def to_json(self) -> bytes:
-        """Return compact UTF-8 JSON ``[messages, tools]``; the id is kept elsewhere.
+    def to_json(self) -> tuple[bytes, bytes]:
+        """Return compact UTF-8 JSON ``[messages, tools]``, and 16 bytes that are equal for equal messages and tools.
+
+        Weights and the row's id do not count for the latter.
 
         Raises:
             RowProblem: Some text holds a lone surrogate, and so has no UTF-8 form.
         """
         try:
-            return _dump([self.messages, self.tools])
+            body = hashed = _dump([self.messages, self.tools])
         except UnicodeEncodeError as error:
             raise RowProblem("lone surrogate", "", "text that has a UTF-8 form", error.object[error.start]) from error
-
-    def digest(self) -> bytes:
-        """Return 16 bytes that are equal for conversations with equal messages and tools; weights and ids do not
-        count.
-        """
-        messages = self.messages
-        if any("weight" in message for message in messages):
-            messages = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
-        return hashlib.blake2b(_dump([messages, self.tools]), digest_size=HASH_BYTES).digest()
+        if any("weight" in message for message in self.messages):
+            messages = [{key: value for key, value in message.items() if key != "weight"} for message in self.messages]
+            hashed = _dump([messages, self.tools])
+        return body, hashlib.blake2b(hashed, digest_size=HASH_BYTES).digest()
 
 
-def conversation_from_json(data: bytes | memoryview) -> Conversation:
+def conversation_from_json(data: bytes) -> Conversation:
     """Return the conversation that ``to_json`` wrote."""
-    messages, tools = json.loads(bytes(data))
+    messages, tools = json.loads(data.decode("utf-8"))
     return Conversation(messages, tools)
 
 

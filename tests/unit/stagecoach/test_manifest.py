@@ -3,11 +3,11 @@
 import hashlib
 
 import pytest
-from stagecoach.storage.memory import MemoryStore
 
 from stagecoach import manifest as manifest_module
 from stagecoach.errors import CorruptObjectError
 from stagecoach.manifest import Digests, Manifest, commit_manifest, parse_manifest, read_manifest
+from stagecoach.storage.memory import MemoryStore
 
 
 def _manifest(**changes: object) -> Manifest:
@@ -35,6 +35,16 @@ def test_blocks_are_hashed_by_position_however_the_bytes_arrive(
     entry = digests.entry("x")
     assert entry.sha256 == hashlib.sha256(data).hexdigest()
     assert entry.block_sha256 == tuple(hashlib.sha256(block).hexdigest() for block in (b"0123", b"4567", b"89"))
+
+
+def test_large_chunks_are_hashed_side_by_side_to_the_same_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest_module, "BLOCK_BYTES", 1 << 20)
+    data = bytes(range(256)) * (3 * 4096 + 5)
+    digests = Digests()
+    digests.update(data)
+    blocks = [data[start : start + (1 << 20)] for start in range(0, len(data), 1 << 20)]
+    assert digests.entry("x").sha256 == hashlib.sha256(data).hexdigest()
+    assert digests.entry("x").block_sha256 == tuple(hashlib.sha256(block).hexdigest() for block in blocks)
 
 
 def test_a_block_that_ends_with_the_object_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:

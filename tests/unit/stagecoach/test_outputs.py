@@ -4,12 +4,13 @@ import hashlib
 from pathlib import Path
 
 import pytest
+
+from stagecoach import manifest, outputs
+from stagecoach.errors import CorruptObjectError, MissingInputError
+from stagecoach.outputs import Output, open_input
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.local import LocalStore
 from stagecoach.storage.memory import MemoryStore
-
-from stagecoach.errors import CorruptObjectError, MissingInputError
-from stagecoach.outputs import Output, open_input
 
 PREFIX = "packed/demo-00ff/"
 FIELDS = {"task": "pack", "key": "00ff", "name": "demo", "output_version": 1}
@@ -92,3 +93,31 @@ def test_an_earlier_try_is_used_again_only_with_the_same_bytes(store: ObjectStor
     assert not output.reuse("b", 3, hashlib.sha256(b"two").hexdigest())
     assert not output.reuse("c", 3, hashlib.sha256(b"one").hexdigest())
     assert output.objects["a"].path == interrupted.objects["a"].path
+
+
+@pytest.mark.parametrize("position", [None, 0, 5, 9])
+def test_a_large_file_is_checked_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: int | None
+) -> None:
+    monkeypatch.setattr(manifest, "BLOCK_BYTES", 4)
+    monkeypatch.setattr(outputs, "BLOCK_BYTES", 4)
+    store = LocalStore(tmp_path / "store")
+    path = store.local_path(_finished(store, tmp_path, a=b"0123456789").objects["a"].path)
+    assert path is not None
+    path.chmod(0o644)
+    if position is None:
+        assert open_input(store, PREFIX, tmp_path / "in").read_bytes("a") == b"0123456789"
+        return
+    path.write_bytes(b"0123456789"[:position] + b"x" + b"0123456789"[position + 1 :])
+    with pytest.raises(CorruptObjectError):
+        open_input(store, PREFIX, tmp_path / "in").path("a")
+
+
+def test_names_that_look_alike_can_be_written_side_by_side(store: ObjectStore, tmp_path: Path) -> None:
+    output = Output(store, PREFIX, tmp_path / "scratch")
+    with output.create("a/b") as first, output.create("a__b") as second:
+        first.write(b"first")
+        second.write(b"second")
+    output.commit(**FIELDS)
+    read = open_input(store, PREFIX, tmp_path / "in")
+    assert (read.read_bytes("a/b"), read.read_bytes("a__b")) == (b"first", b"second")

@@ -2,9 +2,8 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from stagecoach.storage.memory import MemoryStore
-
 from stagecoach.records import last_number, read_numbered, write_numbered
+from stagecoach.storage.memory import MemoryStore
 
 
 def test_numbers_go_up_from_one() -> None:

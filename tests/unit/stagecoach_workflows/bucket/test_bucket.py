@@ -46,7 +46,7 @@ def _plan(store: LocalStore, run_id: str, created: float = NOW, lr: float = 1.0,
             output=output,
             inputs={},
             config={},
-        )  # fmt: skip
+        )
         for name, output in outputs.items()
     }
     recipe = {"name": "tiny", "train": {"lr": lr}}
