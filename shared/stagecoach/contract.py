@@ -261,7 +261,7 @@ def _make(job: Job, store: ObjectStore, settings: Settings, scratch: Path, clock
     inputs: dict[str, Input] = {
         name: open_input(store, prefix, scratch / "inputs") for name, prefix in job.inputs.items()
     }
-    output = Output(store, job.output, scratch / "output", progress)
+    output = Output(store, job.output, scratch / "output", progress, job.run_id)
     module = importlib.import_module(f"stagecoach_{job.kind.stage}.run")
     clock.lap("start")
     module.run(job.config, inputs, output, store)

@@ -52,7 +52,14 @@ class _HashingWriter(RawIOBase):
 class Output:
     """The output that a stage is making; nothing of it is trusted by anybody before ``commit``."""
 
-    def __init__(self, store: ObjectStore, prefix: str, scratch: Path, progress: Progress = NO_PROGRESS) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        prefix: str,
+        scratch: Path,
+        progress: Progress = NO_PROGRESS,
+        run_id: str | None = None,
+    ) -> None:
         """Open a fresh try.
 
         Args:
@@ -60,10 +67,12 @@ class Output:
             prefix: Folder of the output, with its final slash.
             scratch: Local folder for files on their way to the store.
             progress: Where ``progress`` calls go.
+            run_id: The run that asked for it; None when a stage is run by hand.
         """
         self.store = store
         self.prefix = prefix
         self.scratch = scratch
+        self.run_id = run_id
         self.summary: dict[str, Any] = {}
         self._try_prefix = new_try_prefix(prefix)
         self._objects: dict[str, ObjectEntry] = {}
@@ -86,7 +95,7 @@ class Output:
         digests = Digests()
         try:
             with open(path, "wb", buffering=_COPY_BYTES) as stream:
-                yield cast(BinaryIO, _HashingWriter(cast(BinaryIO, stream), digests))
+                yield cast(BinaryIO, _HashingWriter(stream, digests))
             self._place(name, path, digests)
         finally:
             path.unlink(missing_ok=True)

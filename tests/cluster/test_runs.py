@@ -74,7 +74,7 @@ def test_two_submits_at_once_train_once(cluster: Cluster, store_url: str) -> Non
     ("setting", "sentence"),
     [
         ("train.nonsense=1", "train.nonsense"),
-        ("train.gpus=2", "template"),
+        ("train.gpus=1", "template"),
     ],
 )
 def test_a_bad_setting_fails_in_the_plan_with_the_sentence(

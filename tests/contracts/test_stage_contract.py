@@ -19,7 +19,7 @@ from stagecoach.plan_file import Plan, TaskPlan
 from stagecoach.recipe.base import Section
 from stagecoach.recipe.shard import ShardConfig
 from stagecoach.records import read_numbered
-from stagecoach.stages import STAGES
+from stagecoach.stages import STAGES, TASKS
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.local import LocalStore
 
@@ -190,7 +190,7 @@ def test_small_files_for_the_workflow_engine_are_left_also_when_already_done(
 def test_effects_of_a_finished_output_are_done_also_later(
     store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(contract.TASKS, "shard", dataclasses.replace(contract.TASKS["shard"], has_effects=True))
+    monkeypatch.setitem(TASKS, "shard", dataclasses.replace(TASKS["shard"], has_effects=True))
     seen: list[bytes] = []
     _use(monkeypatch, _copy)
     module = sys.modules["stagecoach_shard.run"]

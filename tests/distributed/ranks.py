@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import multiprocessing
 import queue
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -47,15 +48,23 @@ def run_ranks(
     for process in processes:
         process.start()
     found: dict[int, Any] = {}
+    deadline = time.monotonic() + timeout_seconds
     try:
         while len(found) < world_size:
-            rank, result, error = results.get(timeout=timeout_seconds)
+            try:
+                rank, result, error = results.get(timeout=2)
+            except queue.Empty:
+                missing = sorted(set(range(world_size)) - set(found))
+                if dead := [rank for rank in missing if processes[rank].exitcode is not None]:
+                    raise RuntimeError(f"ranks {dead} of {world_size} ended without an answer") from None
+                if time.monotonic() > deadline:
+                    raise RuntimeError(
+                        f"ranks {missing} of {world_size} did not answer in {timeout_seconds:.0f} s"
+                    ) from None
+                continue
             if error is not None:
                 raise RuntimeError(f"rank {rank} of {world_size} failed:\n{error}")
             found[rank] = result
-    except queue.Empty:
-        missing = sorted(set(range(world_size)) - set(found))
-        raise RuntimeError(f"ranks {missing} of {world_size} did not answer in {timeout_seconds:.0f} s") from None
     finally:
         for process in processes:
             if len(found) == world_size:

@@ -27,7 +27,7 @@ def main(store_url: str, run_id: str, config: str) -> int:
         name: open_input(store, f"{name}/tiny-0123456789abcdef/", settings.scratch_dir) for name in ("shards", "packed")
     }
     output = Output(store, TRAINED, Path(settings.scratch_dir) / f"{run_id}-{os.getpid()}")
-    output.run_id = run_id  # type: ignore[attr-defined]
+    output.run_id = run_id
     try:
         run(TrainConfig.model_validate(json.loads(config)), inputs, output, store)
         output.commit(task="train", key="0123456789abcdef", name="tiny", output_version=1)

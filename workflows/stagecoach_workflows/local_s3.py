@@ -37,9 +37,10 @@ _PORTS = (
     *("filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc"),
 )
 
-# `read` returns when this process closes the pipe or dies, or at a TERM: the server's end sends one
+# `read` returns when this process closes the pipe or dies, or at a TERM, which the server's own end sends; $0 is run_dir
 _SUPERVISOR = (
-    'trap : TERM; { trap : TERM; "$@" </dev/null; kill -TERM $$; } & read -r _; trap "" TERM; kill -TERM 0; wait'
+    'trap : TERM; { trap : TERM; "$@" </dev/null; kill -TERM $$; } & read -r _; trap "" TERM; kill -TERM 0; wait;'
+    ' rm -rf "$0"'
 )
 
 
@@ -93,7 +94,7 @@ def running_s3_server(data_dir: Path, bucket: str = BUCKET) -> Iterator[S3Server
     )
     try:
         with _only_user_of(data_dir):
-            process = _start(_command(program, data_dir / "data", run_dir, ports, server), data_dir)
+            process = _start(_command(program, data_dir / "data", run_dir, ports, server), data_dir, run_dir)
             try:
                 _wait_until_ready(process, server, data_dir / "server.log")
                 yield server
@@ -178,10 +179,10 @@ def _command(program: str, data: Path, run_dir: Path, ports: dict[str, int], ser
     return [program, "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in options.items())]
 
 
-def _start(command: list[str], data_dir: Path) -> subprocess.Popen[bytes]:
+def _start(command: list[str], data_dir: Path, run_dir: Path) -> subprocess.Popen[bytes]:
     with open(data_dir / "server.log", "wb") as log:
         return subprocess.Popen(
-            ["/bin/sh", "-c", _SUPERVISOR, "sh", *command],
+            ["/bin/sh", "-c", _SUPERVISOR, str(run_dir), *command],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

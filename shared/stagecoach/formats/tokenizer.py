@@ -64,9 +64,8 @@ def build_final_tokenizer(source_dir: Path, chat_format: ChatFormat) -> dict[str
     """
     source = read_tokenizer_source(source_dir)
     if chat_format == "chatml":
-        missing = [text for text in _CHATML_TOKENS if source.tokenizer.token_to_id(text) is None]
-        source.tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in missing])
-        _mark_special(source.tokenizer)
+        tokens = [AddedToken(text, normalized=False, special=True) for text in _CHATML_TOKENS]
+        source.tokenizer.add_special_tokens(tokens)  # tokens that are there keep their ids and become special
         eos: str | None = IM_END
         bos_is_added = source.adds_bos and source.special.bos is not None and source.special.bos not in _CHATML_TOKENS
         template = chatml_template(with_bos=bos_is_added)
@@ -98,15 +97,6 @@ def _choose_pad(source: TokenizerSource, eos: set[str]) -> str | None:
         if text is not None and text not in eos and text not in _CHATML_TOKENS:
             return text
     return None
-
-
-def _mark_special(tokenizer: Tokenizer) -> None:
-    """Make sure that the ChatML tokens are special and never normalised, whatever the source said."""
-    for token in tokenizer.get_added_tokens_decoder().values():
-        if token.content in _CHATML_TOKENS and not (token.special and not token.normalized):
-            tokenizer.add_special_tokens([AddedToken(token.content, normalized=False, special=True)])
-    if any(tokenizer.token_to_id(text) not in tokenizer.get_added_tokens_decoder() for text in _CHATML_TOKENS):
-        tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in _CHATML_TOKENS])
 
 
 def _set_bos_rule(tokenizer: Tokenizer, bos: str | None) -> None:
@@ -205,7 +195,7 @@ class ChatTokenizer:
         self.adds_bos = bool(config.get("add_bos_token", False))
         self.template = ChatTemplate(str(config["chat_template"]), self.special.by_name(), origin)
         self.is_chatml = self.template.source in (chatml_template(with_bos=True), chatml_template(with_bos=False))
-        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         added = self._tokenizer.get_added_tokens_decoder()
         self.control_ids: dict[str, int] = {
             token.content: token_id for token_id, token in added.items() if token.special

@@ -79,7 +79,7 @@ def _parse(text: str, origin: str) -> tuple[dict[str, Any], dict[_Path, str]]:
     try:
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
-            found = "nothing" if root is None else root.id
+            found = "nothing" if root is None else type(root).__name__.removesuffix("Node").lower()
             raise ConfigError(
                 f"{origin}: expected a mapping with the sections model, data, pack, train, .., got {found}"
             )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from stagecoach.errors import DataError
+from stagecoach.errors import DataError, StagecoachError
 from stagecoach.formats.chat_template import HERMES_TOOLS_AFTER, HERMES_TOOLS_BEFORE, IM_END, IM_START, tojson
 from stagecoach.formats.tokenizer import ChatTokenizer
 from stagecoach.recipe.pack import TrainOn
@@ -133,7 +133,7 @@ class Renderer:
             return
         expected = self._tokenizer.template.render(without_weights(talk.messages), talk.tools)
         if text != expected:
-            raise DataError(
+            raise StagecoachError(
                 f"a bug in Stagecoach: a conversation renders to {text[:200]!a}, its template gives {expected[:200]!a}"
             )
 

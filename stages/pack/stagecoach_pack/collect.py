@@ -24,6 +24,8 @@ from stagecoach_pack.sources.prepare import Chain, chain_of
 from stagecoach_pack.sources.readers import DataFile, is_ignored, read_rows
 from stagecoach_pack.sources.schemas import RowReader, detect_format
 
+_MOST_FILES = 2**16 - 1
+
 Progress = Callable[[int, str], None]
 """Called with the rows read so far and a note."""
 
@@ -211,6 +213,8 @@ class _SourceCollector:
     def _read_file(self, file: DataFile) -> None:
         self._spool.file_names.append(f"{self._source.name}/{file.name}")
         file_number = len(self._spool.file_names) - 1
+        if file_number > _MOST_FILES:
+            raise DataError(f"data: expected at most {_MOST_FILES + 1} files over all sources, got more; join them")
         for row_number, value in read_rows(file):
             self.counts.rows_read += 1
             try:

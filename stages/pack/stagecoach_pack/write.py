@@ -70,21 +70,11 @@ def write_split(
     """
     lengths = store.lengths[documents]
     order, num_documents = plan_packs(lengths, pack.pack_tokens, pack.max_documents_per_pack, pack.seed)
-    documents, lengths = documents[order], lengths[order]
-    records = np.zeros(len(documents), DOCUMENT)
-    conversations = store.conversations[documents]
-    records["first_token"] = np.cumsum(lengths) - lengths
-    records["num_tokens"] = lengths
-    records["skipped_tokens"] = store.skipped[documents]
-    records["flags"] = store.flags[documents]
-    records["copy"] = copies[order]
-    records["row"] = spool.rows[conversations]
-    records["source"] = spool.sources[conversations]
-    records["file"] = spool.files[conversations]
-    records["digest"] = np.ascontiguousarray(spool.digests[conversations]).view("V16").reshape(-1)
+    documents = documents[order]
+    records = _records(documents, copies[order], store, spool)
     with output.create(f"{name}/ids.bin") as stream:
         offset = 0
-        for place, conversation in enumerate(conversations.tolist()):
+        for place, conversation in enumerate(store.conversations[documents].tolist()):
             identity = spool.identity(conversation)
             records["id_offset"][place] = offset
             stream.write(identity)
@@ -100,3 +90,21 @@ def write_split(
     output.write_bytes(f"{name}/documents.bin", records.tobytes())
     output.write_bytes(f"{name}/packs.bin", packs.tobytes())
     return Split(records, packs, targets, plan_sha256(records, packs))
+
+
+def _records(
+    documents: npt.NDArray[np.int64], copies: npt.NDArray[np.int64], store: DocumentStore, spool: Spool
+) -> npt.NDArray[Any]:
+    """Return the DOCUMENT records of documents in stored order, all but their ids' offsets."""
+    lengths, conversations = store.lengths[documents], store.conversations[documents]
+    records = np.zeros(len(documents), DOCUMENT)
+    records["first_token"] = np.cumsum(lengths) - lengths
+    records["num_tokens"] = lengths
+    records["skipped_tokens"] = store.skipped[documents]
+    records["flags"] = store.flags[documents]
+    records["copy"] = copies
+    records["row"] = spool.rows[conversations]
+    records["source"] = spool.sources[conversations]
+    records["file"] = spool.files[conversations]
+    records["digest"] = np.ascontiguousarray(spool.digests[conversations]).view("V16").reshape(-1)
+    return records

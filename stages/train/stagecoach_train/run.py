@@ -99,7 +99,7 @@ def check(config: TrainConfig, inputs: Mapping[str, Input]) -> None:
 def _attempt(job: Job, output: Output, stop: StopRequest) -> Iterator[Job]:
     """Hold the attempt for the length of the block: its number, where to go on, its heartbeat."""
     store = output.store
-    run_id = getattr(output, "run_id", None) or f"by-hand-{secrets.token_hex(8)}"
+    run_id = output.run_id or f"by-hand-{secrets.token_hex(8)}"
     number = take_attempt(store, job.trained, run_id, lambda: newest_iteration(store, job.trained), stop.check)
     if number is None:
         _log.info("another run has finished this training")

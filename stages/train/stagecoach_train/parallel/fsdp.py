@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from stagecoach_train.model.transformer import Stage
 from stagecoach_train.parallel.parameters import LocalParameter
@@ -22,6 +20,10 @@ def shard_stages(
     stages: Sequence[Stage], group: dist.ProcessGroup, device: torch.device, compute_dtype: torch.dtype
 ) -> None:
     """Turn the stages' parameters into shards, in place; they keep their master dtype."""
+    # Loading FSDP2 doubles the start of a rank (it brings sympy and DTensor), so other layouts never do.
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
     mesh = DeviceMesh.from_group(group, device.type)
     wide = torch.promote_types(compute_dtype, torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=wide, cast_forward_inputs=False)
@@ -39,10 +41,10 @@ def shard_stages(
 def drop_gathered_weights(stages: Sequence[Stage]) -> None:
     """After a forward pass without backward: forget the gathered weights, which an update would leave stale."""
     for stage in stages:
-        if isinstance(stage, FSDPModule):
-            for module in stage.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()
+        for module in stage.modules():
+            reshard = getattr(module, "reshard", None)  # FSDPModule's method, without importing the class
+            if callable(reshard):
+                reshard()
 
 
 class ShardedWeights:

@@ -80,7 +80,7 @@ def test_a_pack_with_a_free_slot_ends_with_a_padding_document(folder: Folder) ->
     assert pack.document_starts.tolist() == [0, 3, 5]
     assert pack.document_ids.tolist() == [0, 1]
     assert pack.num_document_tokens == 5
-    assert (pack.tokens.dtype, pack.positions.dtype, pack.document_starts.dtype) == (np.int32, np.int32, np.int32)
+    assert (pack.tokens.dtype, pack.positions.dtype, pack.document_starts.dtype) == (np.dtype(np.int32),) * 3
 
 
 def test_bits_of_a_pack_may_begin_inside_a_byte(folder: Folder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -15,7 +16,7 @@ from tests.unit.stagecoach_pack.chat_tokenizers import mistral_model_path
 from tests.unit.stagecoach_pack.generated_chats import TEXTS
 
 
-def trained(**options: object) -> bytes:
+def trained(**options: Any) -> bytes:
     """Return a small SentencePiece model trained on the generated texts."""
     stream = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

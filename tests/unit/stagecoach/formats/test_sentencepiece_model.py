@@ -47,8 +47,8 @@ def test_the_real_model_has_the_known_settings(mistral: SentencePieceModel) -> N
 def test_merges_equal_those_of_transformers(mistral: SentencePieceModel) -> None:
     from transformers.tokenization_utils_base import generate_merges
 
-    scores = [(piece.text, piece.score) for piece in mistral.pieces]
-    expected = generate_merges({text: index for index, (text, _) in enumerate(scores)}, scores)
+    scores = {piece.text: piece.score for piece in mistral.pieces}
+    expected = generate_merges({text: index for index, text in enumerate(scores)}, scores)
     assert mistral.merges() == expected
     assert len(expected) == 58_980
 

@@ -81,7 +81,7 @@ def test_transformers_loads_the_files_and_gives_the_same_ids(family: Family, tmp
         (tmp_path / name).write_bytes(data)
     model_type = "mistral" if family == "mistral" else "llama"
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    loaded: Any = AutoTokenizer.from_pretrained(tmp_path)
     messages = [{"role": "user", "content": " Grüße 😀\n"}, {"role": "assistant", "content": "\tok "}]
     tokenizer = chat_tokenizer(family)
     text = tokenizer.template.render(messages)

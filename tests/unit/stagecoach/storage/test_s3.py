@@ -19,7 +19,7 @@ from stagecoach.settings import Settings
 from stagecoach.storage.open import open_store
 from stagecoach.storage.s3 import S3Options, S3Store
 from stagecoach.storage.transfer import RetryPolicy
-from tests.faulty_s3 import FAULT_KINDS, FaultKind, FaultyS3, fail_first, faulty_s3
+from tests.faulty_s3 import FAULT_KINDS, FaultKind, FaultyS3, Request, fail_first, faulty_s3
 
 if TYPE_CHECKING:
     from tests.seaweed import SeaweedServer
@@ -122,16 +122,22 @@ class TestLargeObjects:
     def test_an_object_that_changes_under_the_read_is_refused(
         self, s3_environment: SeaweedServer, tmp_path: Path
     ) -> None:
-        store = s3_environment.store(part_bytes=PART_BYTES, num_threads=1)
-        path, _ = big_file(tmp_path, 4)
-        store.put_file("big", path)
+        with failing(s3_environment, num_threads=1) as (store, proxy):
+            direct = s3_environment.store(store.url.rsplit("/", 1)[1])
+            path, _ = big_file(tmp_path, 3)
+            store.put_file("big", path)
+            ranges = []
 
-        def change(_: memoryview) -> None:
-            store.put("big", b"another" * PART_BYTES)
+            def change_before_the_second_part(request: Request) -> None:
+                if request.method == "GET":
+                    ranges.append(request.path)
+                    if len(ranges) == 2:
+                        direct.put("big", path.read_bytes()[::-1])
 
-        with pytest.raises(CorruptObjectError, match="changed while it was read"):
-            store.get_file("big", tmp_path / "back", on_bytes=change)
-        assert not (tmp_path / "back").exists()
+            proxy.script = change_before_the_second_part
+            with pytest.raises(CorruptObjectError, match="changed while it was read"):
+                store.get_file("big", tmp_path / "back")
+            assert not (tmp_path / "back").exists()
 
 
 class TestConditionalPut:
