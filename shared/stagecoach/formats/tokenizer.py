@@ -213,6 +213,11 @@ class ChatTokenizer:
         """Digest of ``tokenizer.json``; equal digests give equal ids."""
         return hashlib.sha256(self._json).hexdigest()
 
+    @property
+    def bare(self) -> Tokenizer:
+        """The tokenizer of the library ``tokenizers``, without a post-processor."""
+        return self._tokenizer
+
     @cached_property
     def begins_with_bos(self) -> bool:
         """Whether a rendered conversation begins with the BOS token; never so if that is a ChatML token."""

@@ -42,7 +42,7 @@ from stagecoach.storage.s3_options import S3Options as S3Options
 from stagecoach.storage.s3_order import by_bytes
 from stagecoach.storage.s3_requests import NONCE, S3Requests
 from stagecoach.storage.s3_signature import Secrets, Signer
-from stagecoach.storage.s3_wire import S3Wire, Target
+from stagecoach.storage.s3_wire import S3Wire, Target, WireFailure
 from stagecoach.storage.transfer import (
     Part,
     in_order,
@@ -98,7 +98,10 @@ def connect(bucket: str, options: S3Options) -> S3Requests:
     )
 
     def current() -> Secrets:
-        frozen = credentials.get_frozen_credentials()
+        try:
+            frozen = credentials.get_frozen_credentials()
+        except RuntimeError as error:  # boto3's way to say that renewed credentials had expired already
+            raise WireFailure(Trouble.TRANSIENT, str(error)) from error
         return Secrets(frozen.access_key or "", frozen.secret_key or "", frozen.token)
 
     try:

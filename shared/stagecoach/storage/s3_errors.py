@@ -41,6 +41,7 @@ _BY_CLASS: dict[str, Trouble] = {
             "ChecksumError",
             "ConnectTimeoutError",
             "ConnectionError",
+            "CredentialRetrievalError",
             "FlexibleChecksumError",
             "HTTPClientError",
             "IncompleteRead",
@@ -56,7 +57,6 @@ _BY_CLASS: dict[str, Trouble] = {
     **dict.fromkeys(
         (
             "ConfigNotFound",
-            "CredentialRetrievalError",
             "LoginError",
             "NoAuthTokenError",
             "NoCredentialsError",

@@ -28,7 +28,7 @@ class S3Options:
     """KMS key that the store encrypts new objects with."""
     part_bytes: int = 16 * 1024 * 1024
     """Size of the parts that a large object is moved in; S3 allows 5 MiB and more."""
-    num_threads: int = 4
+    num_threads: int = 6
     """How many parts move side by side."""
     connect_timeout_seconds: float = 5.0
     """Until a connection stands."""
@@ -41,7 +41,7 @@ class S3Options:
 
     def threads_for(self, part_bytes: int) -> int:
         """Return how many parts of that size may move side by side."""
-        return max(1, min(self.num_threads, self.max_buffer_bytes // part_bytes - 1))
+        return max(1, min(self.num_threads, self.max_buffer_bytes // part_bytes))
 
     @classmethod
     def from_settings(cls, settings: Settings) -> S3Options:

@@ -14,6 +14,8 @@ steps. A million documents take one to two seconds. A pack that holds ``max_docu
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 
@@ -94,6 +96,21 @@ def best_fit_decreasing(lengths: npt.NDArray[np.int64], capacity: int, max_docum
     return pack_of
 
 
+def permutation(number: int, seed: int, purpose: str) -> npt.NDArray[np.int64]:
+    """Return the numbers below ``number`` in an order drawn from a seed, int64.
+
+    Sorts raw Philox words: numpy keeps those as they are, while its shuffles may change between versions.
+
+    Args:
+        number: How many.
+        seed: Same seed and purpose, same order.
+        purpose: Keeps the orders of one seed apart.
+    """
+    stream = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
+    words = np.random.Philox(key=np.array([seed, stream], np.uint64)).random_raw(number)
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
 def plan_packs(
     lengths: npt.NDArray[np.int64], capacity: int, max_documents: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -111,10 +128,9 @@ def plan_packs(
     Returns:
         Permutation of the documents, int64 [n]; documents of each pack, int64 [packs].
     """
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    shuffled = generator.permutation(len(lengths))
+    shuffled = permutation(len(lengths), seed, "documents")
     pack_of = best_fit_decreasing(lengths[shuffled], capacity, max_documents)
     num_packs = int(pack_of.max()) + 1 if len(pack_of) else 0
-    place = generator.permutation(num_packs)[pack_of] if num_packs else pack_of
-    order = np.lexsort((generator.permutation(len(lengths)), place))
+    place = permutation(num_packs, seed, "packs")[pack_of]
+    order = np.lexsort((permutation(len(lengths), seed, "documents in packs"), place))
     return shuffled[order], np.bincount(place, minlength=num_packs).astype(np.int64)

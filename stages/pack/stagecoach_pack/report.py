@@ -13,10 +13,11 @@ import numpy as np
 from stagecoach.recipe.tasks import PackTaskConfig
 from stagecoach_pack.collect import Collected, Spool
 from stagecoach_pack.mixing import Selection
-from stagecoach_pack.packing import best_fit_decreasing
+from stagecoach_pack.packing import best_fit_decreasing, permutation
 from stagecoach_pack.tokens import TokenCounts
 from stagecoach_pack.write import Split
 
+_DESCRIBED = ("pack_tokens", "max_documents_per_pack", "chat_format", "bos_id", "train_on", "seed", "vocab_size")
 _SAMPLE_PACKS = 10
 _SAMPLE_DOCUMENTS = 200
 _MOST_HISTOGRAM_BINS = 24
@@ -77,18 +78,7 @@ def make_report(
         token_counts: Counts of tokenising.
         cut_counts: Counts of cutting.
     """
-    kept = (
-        "pack_tokens",
-        "max_documents_per_pack",
-        "chat_format",
-        "bos_id",
-        "train_on",
-        "too_long",
-        "seed",
-        "vocab_size",
-    )
-    values: dict[str, Any] = {name: description[name] for name in kept}
-    values |= {
+    values = {name: description[name] for name in _DESCRIBED} | {
         "name": config.data.name,
         "splits": description["splits"],
         "sources": _source_rows(config, collected, selection, spool, splits, token_counts),
@@ -182,10 +172,9 @@ def _fill(split: Split, config: PackTaskConfig) -> dict[str, Any]:
 
 
 def _sample_packs(split: Split, description: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
-    generator = np.random.Generator(np.random.Philox(key=seed + 1))
     number = min(_SAMPLE_PACKS, len(split.packs))
     samples = []
-    for index in np.sort(generator.choice(len(split.packs), number, replace=False)).tolist() if number else []:
+    for index in np.sort(permutation(len(split.packs), seed, "sample packs")[:number]).tolist():
         pack = split.packs[index]
         first, count = int(pack["first_document"]), int(pack["num_documents"])
         documents = split.documents[first : first + min(count, _SAMPLE_DOCUMENTS)]

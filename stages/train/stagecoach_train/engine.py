@@ -20,7 +20,7 @@ from stagecoach_train.model.decode import Decoding
 from stagecoach_train.optimizer import DTYPES, AdamW
 from stagecoach_train.parallel import async_tp
 from stagecoach_train.parallel.mesh import Mesh
-from stagecoach_train.parallel.parallelize import block_dims, parallelize
+from stagecoach_train.parallel.parallelize import attention_backend, block_dims, parallelize
 from stagecoach_train.parallel.pipeline import Pipeline, pipeline
 from stagecoach_train.parallel.tensor_parallel import tensor_parallel
 from stagecoach_train.results import EvalResult, ReadState, ReadWeight, StatePiece, StepResult
@@ -82,8 +82,7 @@ class Engine:
             device,
             _recompute_of_layers(config, spec.num_layers),
             num_micro_batches=num_micro_batches,
-            compile_backend=compile_backend
-            or ("inductor" if config.compile_blocks and device.type == "cuda" else None),
+            compile_backend=compile_backend or default_compile_backend(config, device),
         )
         self.optimizer = AdamW(self.model.parameters, config)
         self.streams = StreamMaker(spec, device, DTYPES[config.compute_dtype])
@@ -237,6 +236,12 @@ class Engine:
         if self.mesh.world is not None:
             dist.all_reduce(totals, group=self.mesh.world)
         return totals[0], totals[1]
+
+
+def default_compile_backend(config: TrainConfig, device: torch.device) -> str | None:
+    """Choose Inductor on a GPU, but not around attention document by document: its shapes are other ones every time."""
+    compiles = config.compile_blocks and device.type == "cuda" and attention_backend(config, device) != "sdpa"
+    return "inductor" if compiles else None
 
 
 def _recompute_of_layers(config: TrainConfig, num_layers: int) -> tuple[RecomputeMode, ...]:

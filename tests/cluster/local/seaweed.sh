@@ -3,7 +3,7 @@
 # Its files lie under /run/s3: `stop` keeps them, so that a test can take the store away for a while.
 set -euo pipefail
 wait_ready() {
-  for _ in $(seq 150); do
+  for _ in $(seq 600); do
     curl -s -m 2 -o /dev/null http://10.88.0.1:8333/ && return 0
     sleep 0.2
   done

@@ -65,6 +65,11 @@ def test_nodes_that_argo_compressed_are_read() -> None:
     assert [found.task for found in workflow_state(document).nodes] == ["pack"]
 
 
+def test_the_exit_hook_has_a_name_of_its_own() -> None:
+    state = workflow_state(workflow("Running", {"wf-1": node("wf.onExit", "Pod", "Running")}))
+    assert [found.task for found in state.nodes] == ["exit-hook"]
+
+
 def test_a_workflow_that_argo_has_not_seen_yet_is_pending() -> None:
     state = workflow_state({"metadata": {"name": "wf"}})
     assert (state.phase, state.ended, state.nodes) == ("Pending", False, ())

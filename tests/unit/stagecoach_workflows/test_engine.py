@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -198,10 +197,8 @@ pathlib.Path({str(tmp_path / "ready")!r}).touch()
 time.sleep(60)
 """
     made = engine(tmp_path, [task("a"), task("b", after="a")], [container("a", script, retries=3), container("b", "")])
-    stopper = threading.Thread(target=_stop_when_ready, args=(made, tmp_path / "ready", 1))
-    stopper.start()
+    made._on_tick = _stopping(made, tmp_path / "ready", times=1)
     outcome = made.run()
-    stopper.join()
     assert (outcome.exit_code, outcome.failed_task) == (75, "a")
     assert (tmp_path / "child").exists()
     assert states(made)["b"] is State.OMITTED
@@ -215,21 +212,24 @@ pathlib.Path({str(tmp_path / "ready")!r}).touch()
 time.sleep(60)
 """
     made = engine(tmp_path, [task("a")], [container("a", script, retries=3)])
-    stopper = threading.Thread(target=_stop_when_ready, args=(made, tmp_path / "ready", 2))
-    stopper.start()
+    made._on_tick = _stopping(made, tmp_path / "ready", times=2)
     began = time.monotonic()
     outcome = made.run()
-    stopper.join()
     assert outcome.exit_code == 128 + signal.SIGKILL
     assert time.monotonic() - began < 30
 
 
-def _stop_when_ready(made: Engine, ready: Path, times: int) -> None:
-    while not ready.exists():
-        time.sleep(0.01)
-    for _ in range(times):
-        made.stop()
-        time.sleep(0.2)
+def _stopping(made: Engine, ready: Path, *, times: int) -> Callable[[Mapping[str, TaskRun]], None]:
+    """A watcher that asks for a stop so many times, a tick apart, once the stage is ready for it."""
+    left = times
+
+    def watch(runs: Mapping[str, TaskRun]) -> None:
+        nonlocal left
+        if left and ready.exists():
+            left -= 1
+            made.stop()
+
+    return watch
 
 
 def test_the_wait_before_a_retry_doubles_up_to_its_cap() -> None:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 from stagecoach.errors import ConfigError
 from stagecoach.paths import validate_run_id
 from stagecoach.plan_file import read_plan
@@ -22,7 +20,7 @@ from stagecoach.settings import Settings, child_environ
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
 from stagecoach_workflows.answers import Answer, read_answers
-from stagecoach_workflows.cli.report import show_answers, show_results
+from stagecoach_workflows.cli.report import console, show_answers, show_results
 from stagecoach_workflows.deployment import load_deployment
 from stagecoach_workflows.display import Display
 from stagecoach_workflows.docker import DockerLauncher
@@ -32,7 +30,7 @@ from stagecoach_workflows.recipes_shipped import load_recipe
 from stagecoach_workflows.run_ids import new_run_id
 from stagecoach_workflows.runs import RunOptions, make_engine, record_end
 
-_console = Console()
+_console = console()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,13 @@ from stagecoach_workflows.answers import Answer
 from stagecoach_workflows.summary import human_bytes, losses, results
 
 _SHOWN_ANSWERS = 3
+_PLAIN_WIDTH = 120  # of a log or a pipe, which have none
+
+
+def console() -> Console:
+    """Return a console for standard output: as wide as the terminal, or wide enough for a table where there is none."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=_PLAIN_WIDTH)
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -29,8 +36,9 @@ def show_plan(console: Console, plan: Plan) -> None:
 def show_results(console: Console, store: ObjectStore, plan: Plan, recipe: Recipe) -> None:
     """Print what each task made, its size and time, and the losses."""
     found = results(store, plan)
-    table = Table("task", box=None, pad_edge=False)
-    table.add_column("made", no_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("task", "made"):
+        table.add_column(heading, no_wrap=True)
     for heading in ("size", "time"):
         table.add_column(heading, justify="right")
     table.add_column("")

@@ -85,15 +85,13 @@ def plan(
     """Show what a run would do, and why; nothing is written."""
     import time
 
-    from rich.console import Console
-
     from stagecoach.settings import Settings
     from stagecoach.storage.open import open_store
-    from stagecoach_workflows.cli.report import show_plan
+    from stagecoach_workflows.cli.report import console, show_plan
     from stagecoach_workflows.plan import make_plan
     from stagecoach_workflows.recipes_shipped import load_recipe
     from stagecoach_workflows.run_ids import new_run_id
 
     loaded, environment = load_recipe(recipe, settings or ()), Settings.from_environ()
     opened = open_store(store or str(work / "store"), environment)
-    show_plan(Console(), make_plan(loaded, opened, environment, new_run_id(loaded.name, time.time())))
+    show_plan(console(), make_plan(loaded, opened, environment, new_run_id(loaded.name, time.time())))

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -17,6 +16,7 @@ from rich.text import Text
 
 from stagecoach.errors import ConfigError, UnavailableError
 from stagecoach.paths import validate_run_id
+from stagecoach_workflows.cli.report import console
 from stagecoach_workflows.cluster import Cluster, NodeState, WorkflowState, run_label
 from stagecoach_workflows.deployment import load_deployment
 from stagecoach_workflows.plan import split_settings
@@ -27,7 +27,7 @@ from stagecoach_workflows.run_ids import new_run_id
 _POLL_SECONDS = 2.0
 _MAX_SILENCE_SECONDS = 300.0
 _STYLES = {"Succeeded": "green", "Running": "cyan", "Failed": "bold red", "Error": "bold red"}
-_console = Console()
+_console = console()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,9 @@ from stagecoach.errors import ConfigError, CorruptObjectError, ObjectMissing, St
 from stagecoach.settings import Settings
 from stagecoach.storage.open import open_store
 from stagecoach.storage.s3 import S3Options, S3Store
+from stagecoach.storage.s3_errors import Trouble
+from stagecoach.storage.s3_signature import Secrets
+from stagecoach.storage.s3_wire import WireFailure
 from stagecoach.storage.transfer import RetryPolicy
 from tests.faulty_s3 import FAULT_KINDS, FaultKind, FaultyS3, Request, fail_first, faulty_s3
 
@@ -374,6 +377,42 @@ def test_encryption_with_a_kms_key_is_asked_for_in_every_put(s3_environment: Sea
     assert len(heads) == 4
     assert all("x-amz-server-side-encryption: aws:kms" in head for head in heads)
     assert all("x-amz-server-side-encryption-aws-kms-key-id: arn:aws:kms:eu-west-1:1:key/2" in head for head in heads)
+
+
+def test_a_store_without_bulk_delete_gets_single_ones(s3_environment: SeaweedServer) -> None:
+    with failing(s3_environment) as (store, proxy):
+        for name in ("a", "b"):
+            store.put(name, b"")
+        proxy.script = fail_first(1, "501", "POST", "delete")
+        store.delete(["a", "b", "never"])
+        assert [info.key for info in store.list("")] == ["warm"]
+
+
+def test_renewed_credentials_that_have_expired_are_tried_again(
+    s3_environment: SeaweedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = s3_environment.store(retry=QUICK)
+    store.put("a", b"1")
+    wire = store._calls.connected().wire
+    secrets, errors = wire.signer.secrets, [WireFailure(Trouble.TRANSIENT, "still expired")]
+
+    def renew() -> Secrets:
+        if errors:
+            raise errors.pop()
+        return secrets()
+
+    wire.signer.secrets = renew
+    assert store.get("a") == b"1"
+
+
+def test_a_session_token_is_sent(s3_environment: SeaweedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token-of-a-role")
+    with faulty_s3(s3_environment.server.endpoint_url, lambda request: "403") as proxy:
+        store = S3Store("stagecoach", "", S3Options(endpoint_url=proxy.endpoint_url, addressing="path"))
+        for act in (store.get, store.head):
+            with pytest.raises(StoreDenied):
+                act("a")
+        assert ["token-of-a-role" in request.head for request in proxy.requests] == [True, True]
 
 
 def test_a_missing_object_stays_missing_behind_all_errors(s3_environment: SeaweedServer) -> None:

@@ -247,6 +247,45 @@ def test_a_certificate_that_nobody_vouches_for_is_a_configuration_error(tmp_path
         thread.join(2)
 
 
+def test_tls_goes_through_a_tunnel_of_the_proxy(tmp_path: Path) -> None:
+    certificate = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    asked: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        for answer in (b"HTTP/1.1 407 Login first\r\n\r\n", b"HTTP/1.1 200 Here you are\r\nX: y\r\n\r\n"):
+            stream = listener.accept()[0]
+            asked.append(receive(stream))
+            stream.sendall(answer)
+            if b"200" in answer:
+                with context.wrap_socket(stream, server_side=True) as inner:
+                    asked.append(receive(inner))
+                    inner.sendall(ok(b"through"))
+            stream.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        target = Target(
+            base_url="https://localhost/bucket",
+            ca_bundle=str(certificate),
+            proxy_url=f"http://u:p@127.0.0.1:{listener.getsockname()[1]}",
+        )
+        wire = S3Wire(target, Signer("r", lambda: Secrets("AK", "SK", None)))
+        with pytest.raises(WireFailure, match=r"the proxy refuses a connection to localhost:443: .* 407"):
+            wire.request("GET", "a")
+        assert wire.request("GET", "a").body == b"through"
+        wire.close()
+        thread.join(2)
+    assert (
+        asked[1] == b"CONNECT localhost:443 HTTP/1.1\r\nHost: localhost:443\r\nproxy-authorization: Basic dTpw\r\n\r\n"
+    )
+    assert asked[2].startswith(
+        b"GET /bucket/a HTTP/1.1\r\nhost: localhost\r\nx-amz-content-sha256: UNSIGNED-PAYLOAD\r\n"
+    )
+
+
 def self_signed(folder: Path) -> Path:
     """A certificate for localhost and its key in one file; `openssl` makes it, as Python's standard library cannot."""
     import shutil
