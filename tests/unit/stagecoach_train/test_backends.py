@@ -33,5 +33,5 @@ def test_flash_attention_is_for_half_width_on_a_gpu(
 
 @pytest.mark.parametrize("attention", ["varlen", "fa4"])
 def test_flash_attention_in_fp32_is_refused(attention: str) -> None:
-    with pytest.raises(ConfigError, match="needs train.compute_dtype bf16, got fp32"):
+    with pytest.raises(ConfigError, match=r"needs train\.compute_dtype bf16, got fp32"):
         attention_backend(_config(attention=attention, compute_dtype="fp32"), GPU)

@@ -138,7 +138,23 @@ class RowReader:
         return role
 
     def _read_messages(self, turns: Sequence[Any], name: str) -> list[Message]:
-        return [read_message(turn, f"{name}[{index}]", self._role, self._ignored) for index, turn in enumerate(turns)]
+        messages: list[Message] = []
+        for index, turn in enumerate(turns):
+            message = self._plain_message(turn)
+            if message is None:
+                message = read_message(turn, f"{name}[{index}]", self._role, self._ignored)
+            messages.append(message)
+        return messages
+
+    def _plain_message(self, turn: Any) -> Message | None:
+        """Return a message that is nothing but role and text, as nearly all are; None leaves it to ``read_message``."""
+        if not isinstance(turn, dict) or len(turn) != 2:
+            return None
+        role, content = turn.get("role"), turn.get("content")
+        known = self._roles.get(role) if isinstance(role, str) else None
+        if known is None or known == "tool_call" or not isinstance(content, str):
+            return None
+        return {"role": known, "content": content}
 
     def _messages(self, row: Mapping[str, Any]) -> Conversation:
         name, turns = self._turns(row, "messages", "conversations", "conversation")
