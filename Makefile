@@ -54,7 +54,7 @@ $(STAMP):
 
 .PHONY: run
 run: setup ## Run a recipe on this machine: RECIPE=tiny-cpu, STORE=s3 starts an S3 server for it, ARGS="--set train.seed=2"
-	$(BIN)/stagecoach run $(RECIPE) --answers 10 --require-answers 8 $(if $(STORE),--store $(STORE)) $(ARGS)
+	$(BIN)/stagecoach run $(RECIPE) $(if $(filter tiny-cpu,$(RECIPE)),--answers 10 --require-answers 8) $(if $(STORE),--store $(STORE)) $(ARGS)
 
 .PHONY: check
 check: setup ## Find every error of a recipe before any work: RECIPE=tiny-cpu

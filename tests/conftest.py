@@ -1,4 +1,4 @@
-"""What every test may use: the strict treatment of skips and one real S3 server for the whole session."""
+"""What every test may use: the strict treatment of skips, one real S3 server and one real run for the whole session."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from tests.skips import StrictSkips
 
 if TYPE_CHECKING:
+    from tests.micro_run import MicroWork
     from tests.seaweed import SeaweedServer
 
 pytest_plugins = ["pytester"]
@@ -22,12 +23,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail on a skip whose reason is not on the list of tests/skips.py",
     )
+    parser.addoption(
+        "--regenerate",
+        action="store_true",
+        help="write the files of tests/golden anew instead of comparing; look at the diff before you commit it",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the strict treatment of skips where it was asked for (in the process that reports)."""
     if config.getoption("--strict-skips") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(StrictSkips())
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> MicroWork:
+    """The micro recipe, run once from end to end and undisturbed; who changes something takes a copy of it."""
+    from tests.micro_run import MicroWork
+
+    work = MicroWork(tmp_path_factory.mktemp("micro"))
+    result = work.run()
+    assert result.returncode == 0, result.stdout + result.stderr
+    return work
 
 
 @pytest.fixture(scope="session")

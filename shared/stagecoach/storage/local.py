@@ -324,18 +324,19 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def _copy(source: int, target: int) -> None:
-    """Copy a whole file inside the kernel, sharing blocks where the file system can."""
-    try:
-        while os.copy_file_range(source, target, 1 << 30):
-            pass
-        return
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
-            raise
-    os.lseek(source, 0, os.SEEK_SET)
-    os.lseek(target, 0, os.SEEK_SET)
-    while os.sendfile(target, source, None, 1 << 30):
-        pass
+    """Copy a whole file, inside the kernel and sharing blocks where system and file system can."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            while os.copy_file_range(source, target, 1 << 30):
+                pass
+            return
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
+                raise
+        os.lseek(source, 0, os.SEEK_SET)
+        os.lseek(target, 0, os.SEEK_SET)
+    while piece := os.read(source, _COPY_BYTES):
+        _write(target, piece)
 
 
 def _sync_folder(folder: str) -> None:

@@ -1,0 +1,111 @@
+"""The micro recipe from end to end with the real stages: what it leaves, and what the same command does again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from stagecoach.manifest import read_manifest
+from stagecoach.paths import finished_prefix
+from stagecoach.records import read_numbered
+from stagecoach_workflows.bucket.verify import output_prefixes, verify_output
+from tests.micro_run import RUN, MicroWork
+
+TASKS = [
+    "convert",
+    "download-data-demo",
+    "download-model",
+    "download-tokenizer",
+    "export",
+    "pack",
+    "shard",
+    "train",
+]
+LOAD = """
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, report = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)
+assert not report["missing_keys"] and not report["unexpected_keys"], report
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+chat = [{"role": "user", "content": "Hello"}]
+encoded = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+logits = model(**encoded).logits
+assert torch.isfinite(logits).all()
+print(model.config.model_type, model.num_parameters(), tokenizer.decode(model.generation_config.eos_token_id[:1]))
+"""
+
+
+def test_every_task_finishes_and_every_byte_is_as_recorded(micro: MicroWork) -> None:
+    plan = micro.plan()
+    assert sorted(plan.tasks) == TASKS
+    assert [task.decision for task in plan.tasks.values()] == ["run"] * len(TASKS)
+    assert sorted(output_prefixes(micro.store)) == sorted(task.output for task in plan.tasks.values())
+    assert [problem for output in output_prefixes(micro.store) for problem in verify_output(micro.store, output)] == []
+
+
+def test_the_run_is_recorded_as_succeeded(micro: MicroWork) -> None:
+    end = read_numbered(micro.store, finished_prefix(RUN))[1]
+    assert (end["state"], end["exit_code"]) == ("succeeded", 0)
+
+
+def test_it_learns(micro: MicroWork) -> None:
+    trained = micro.manifest("train")
+    assert trained is not None
+    assert trained.summary["last"] == 8
+    assert trained.summary["last_loss"] < trained.summary["first_loss"]
+
+
+def test_the_export_loads_in_transformers(micro: MicroWork) -> None:
+    exported = micro.manifest("export")
+    assert exported is not None
+    folder = micro.folder / "hub"
+    folder.mkdir()
+    for name, entry in exported.objects.items():
+        micro.store.get_file(entry.path, folder / name)
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder)], env=micro.environment(), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["mistral", "59552", "<|im_end|>"]
+
+
+def test_the_same_command_again_starts_no_stage(micro: MicroWork) -> None:
+    """The plan of that run id is read, not made anew; each stage that it names finds its work done."""
+    before = micro.plan()
+    made = {output: read_manifest(micro.store, output) for output in output_prefixes(micro.store)}
+    result = micro.run()
+    assert result.returncode == 0, result.stderr
+    assert micro.plan() == before
+    assert {output: read_manifest(micro.store, output) for output in output_prefixes(micro.store)} == made
+
+
+def test_a_new_run_starts_no_stage(micro: MicroWork) -> None:
+    run_id = "20261125T023000Z-micro-second"
+    result = micro.run(run_id=run_id)
+    assert result.returncode == 0, result.stderr
+    assert {task.decision for task in micro.plan(run_id).tasks.values()} == {"skip"}
+    started = {info.key.split("/")[2] for info in micro.store.list(f"runs/{run_id}/")}
+    assert started == {"finished", "plan.json"}
+    assert sorted(file.stem for file in (micro.folder / run_id / "logs").iterdir()) == ["plan"]
+
+
+def test_another_recipe_under_the_same_run_id_is_refused(micro: MicroWork) -> None:
+    before = sorted(info.key for info in micro.store.list("") if not info.key.startswith(finished_prefix(RUN)))
+    result = micro.run("--set", "train.seed=7")
+    assert result.returncode == 78
+    assert f"run {RUN}: exists with another recipe (train.seed: " in result.stderr
+    after = sorted(info.key for info in micro.store.list("") if not info.key.startswith(finished_prefix(RUN)))
+    assert after == before
+
+
+def test_the_training_on_another_layout_is_the_same_work(micro: MicroWork) -> None:
+    """Its key takes ``native``, not ``shards``: with the weights there, nothing has to run."""
+    run_id = "20261125T033000Z-micro-third"
+    result = micro.run("--set", "train.layout.tensor_parallel=2", run_id=run_id)
+    assert result.returncode == 0, result.stderr
+    assert {task.decision for task in micro.plan(run_id).tasks.values()} == {"skip"}
+    assert json.loads(micro.store.get(f"runs/{run_id}/plan.json"))["recipe"]["train"]["layout"]["tensor_parallel"] == 2
