@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--regenerate",
         action="store_true",
+        default=os.environ.get("STAGECOACH_REGENERATE") == "1",
         help="write the files of tests/golden anew instead of comparing; look at the diff before you commit it",
     )
 

@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from stagecoach.manifest import read_manifest
 from stagecoach.paths import finished_prefix
 from stagecoach.records import read_numbered
 from stagecoach_workflows.bucket.verify import output_prefixes, verify_output
 from tests.micro_run import RUN, MicroWork
 
+pytestmark = pytest.mark.xdist_group("micro")  # one process, so that the run that they share is made once
 TASKS = [
     "convert",
     "download-data-demo",

@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from stagecoach.errors import StagecoachError
+from stagecoach.errors import ConfigError, MissingInputError, StagecoachError
 from stagecoach.manifest import Manifest, read_manifest
 from stagecoach.paths import manifest_key
 from stagecoach.plan_file import Plan, read_plan
 from stagecoach.records import read_numbered
-from stagecoach.storage.base import ObjectInfo, ObjectStore
+from stagecoach.storage.base import ObjectInfo, ObjectStore, UnfinishedUpload
 from stagecoach_workflows.bucket.runs import state_of
 from stagecoach_workflows.bucket.verify import output_prefixes
 
@@ -40,6 +40,8 @@ class GcPlan:
     garbage: list[Garbage] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     """Folder -> why it is spared."""
+    uploads: list[UnfinishedUpload] = field(default_factory=list)
+    """What interrupted puts left behind, older than the grace period."""
 
     @property
     def size_bytes(self) -> int:
@@ -64,6 +66,7 @@ def plan_gc(store: ObjectStore, keep_runs: int, now_unix_seconds: float | None =
         item = _leftovers(store, prefix, now) if prefix in plan.kept else _whole(store, prefix, now)
         if item is not None:
             plan.garbage.append(item)
+    plan.uploads = [upload for upload in store.unfinished() if now - upload.started_unix_seconds >= GRACE_SECONDS]
     return plan
 
 
@@ -76,6 +79,8 @@ def delete_garbage(store: ObjectStore, plan: GcPlan) -> int:
             store.delete([manifest])
         store.delete([key for key in item.keys if key != manifest])
         count += len(item.keys)
+    for upload in plan.uploads:
+        store.discard(upload)
     return count
 
 
@@ -84,6 +89,8 @@ def _needed(store: ObjectStore, keep_runs: int, now: float) -> dict[str, str]:
     for position, run_id in enumerate(sorted(store.list_folders("runs/"), reverse=True)):
         try:
             run = read_plan(store, run_id)
+        except (ConfigError, MissingInputError):
+            continue  # a folder without a plan is no run
         except StagecoachError as error:
             if position < keep_runs:
                 raise StagecoachError(f"gc stops: {error}") from error

@@ -139,7 +139,10 @@ def gc(
         )
     else:
         _echo_table(("folder", "bytes", "why"), [(item.prefix, item.size_bytes, item.reason) for item in plan.garbage])
-        typer.echo(f"{len(plan.garbage)} folders, {plan.size_bytes} bytes; {len(plan.kept)} outputs are needed")
+        typer.echo(
+            f"{len(plan.garbage)} folders, {plan.size_bytes} bytes, {len(plan.uploads)} interrupted uploads;"
+            f" {len(plan.kept)} outputs are needed"
+        )
     if delete:
         typer.echo(f"deleted {delete_garbage(opened, plan)} objects")
 

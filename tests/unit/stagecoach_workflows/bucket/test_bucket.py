@@ -176,3 +176,15 @@ def test_gc_deletes_the_manifest_before_any_object(
     delete_garbage(store, plan_gc(store, keep_runs=0, now_unix_seconds=_later()))
     assert deleted[0] == [manifest_key("packed/m-3/")]
     assert len(deleted) == 2
+
+
+def test_gc_discards_what_interrupted_puts_left_behind_once_it_is_old(store: LocalStore) -> None:
+    store.put("runs/x/notes", b"")
+    left_over = store.root / ".stagecoach-tmp" / "left-over"
+    left_over.parent.mkdir(exist_ok=True)
+    left_over.write_bytes(b"half")
+    assert plan_gc(store, keep_runs=1).uploads == []
+    plan = plan_gc(store, keep_runs=1, now_unix_seconds=_later())
+    assert [upload.upload_id for upload in plan.uploads] == ["left-over"]
+    delete_garbage(store, plan)
+    assert not left_over.exists()
