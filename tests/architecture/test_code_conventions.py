@@ -35,7 +35,12 @@ def test_functions_stay_short() -> None:
 
 
 def untyped_parts(function: FunctionNode) -> list[str]:
-    """Names of the parameters without an annotation, and ``return`` where the result has none."""
+    """Names of the parameters without an annotation, and ``return`` where the result has none.
+
+    Kernels are left out: Triton reads annotations itself, as instructions to its compiler.
+    """
+    if any("triton.jit" in ast.unparse(decorator) for decorator in function.decorator_list):
+        return []
     spec = function.args
     parameters = [
         *spec.posonlyargs,

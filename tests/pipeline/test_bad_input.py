@@ -22,8 +22,12 @@ from stagecoach.settings import child_environ
 from tests.micro_run import MicroWork
 from tests.tiny_models import CONFIGS, hub_arrays, tensor_file_bytes, tokenizer_directory
 
+pytestmark = pytest.mark.xdist_group("micro")  # one process, so that the run that they share is made once
 MICRO = Path(stagecoach_workflows.__path__[0]) / "recipes/micro.yaml"
-CONVERSATION = {"messages": [{"role": "user", "content": "w5 w6"}, {"role": "assistant", "content": "w7"}]}
+CONVERSATIONS = [
+    {"messages": [{"role": "user", "content": f"w5 w{number}"}, {"role": "assistant", "content": "w7"}]}
+    for number in range(10, 20)
+]
 CONFIG = CONFIGS["llama-2"]
 
 
@@ -49,8 +53,8 @@ class Sources:
         )
 
     def write_rows(self, *rows: str) -> None:
-        """Write these rows, a good one before them."""
-        self.chat.write_text("\n".join([json.dumps(CONVERSATION), *rows]) + "\n", encoding="utf-8")
+        """Write these rows behind ten good ones."""
+        self.chat.write_text("\n".join([*map(json.dumps, CONVERSATIONS), *rows]) + "\n", encoding="utf-8")
 
     def settings(self) -> list[str]:
         """Return the settings that put these sources into a recipe."""
@@ -112,7 +116,7 @@ def unknown_role(sources: Sources) -> None:
 
 
 def empty_conversation(sources: Sources) -> None:
-    sources.write_rows(json.dumps(CONVERSATION), json.dumps({"messages": []}))
+    sources.write_rows(json.dumps({"messages": []}))
 
 
 def invalid_json(sources: Sources) -> None:
@@ -127,10 +131,25 @@ SPOILED: dict[str, tuple[Callable[[Sources], None], str, int, tuple[str, ...]]] 
     "wrong shape": (wrong_shape, "convert", 79, ("model.layers.1.mlp.up_proj.weight", "(48, 32)", "(48, 31)")),
     "unknown tensor": (unknown_name, "convert", 79, ("model.layers.0.mlp.extra.weight",)),
     "missing tensor": (missing_tensor, "convert", 79, ("model.norm.weight",)),
-    "tokenizer larger than embedding": (larger_tokenizer, "convert", 79, ("embedding", "320", "400")),
-    "unknown role": (unknown_role, "pack", 79, ("chat.jsonl", "row 2", "'wizard'")),
-    "empty conversation": (empty_conversation, "pack", 79, ("chat.jsonl", "row 3")),
-    "invalid JSON": (invalid_json, "pack", 79, ("chat.jsonl", "row 2", "JSON")),
+    "tokenizer larger than embedding": (
+        larger_tokenizer,
+        "convert",
+        79,
+        ("the tokenizer is larger", "320 rows", "80 such tokens"),
+    ),
+    "unknown role": (
+        unknown_role,
+        "pack",
+        79,
+        ("own: chat.jsonl: row 11: messages[0].role: ", "found 'wizard'; correct"),
+    ),
+    "empty conversation": (
+        empty_conversation,
+        "pack",
+        79,
+        ("own: chat.jsonl: row 11: ", "expected at least one message"),
+    ),
+    "invalid JSON": (invalid_json, "pack", 79, ("own: chat.jsonl: row 11: ", "JSON", """found '{"messages": [""")),
 }
 WRITES = {"plan": "sources", "convert": "native", "pack": "packed", "shard": "shards"}
 
@@ -151,7 +170,7 @@ def test_a_bad_model_or_chat_file(case: str, sources: Sources, tmp_path: Path) -
         ("  lr: 1.0e-3", "  learning_rate: 1.0e-3", "train.learning_rate: unknown field"),
         ("  steps: 8", "  steps: many", "train.steps: "),
         ("  warmup_steps: 2", "  warmup_steps: [2]", "train.warmup_steps: "),
-        ("name: micro", "nmae: micro", "nmae: unknown field; did you mean 'name'?"),
+        ("  micro_batch_packs: 1", "  micro_batch_pack: 1", "did you mean 'micro_batch_packs'?"),
     ],
 )
 def test_a_bad_recipe_is_refused_with_file_line_and_field(
@@ -162,9 +181,9 @@ def test_a_bad_recipe_is_refused_with_file_line_and_field(
     file = tmp_path / "bad.yaml"
     file.write_text(text.replace(f"\n{before}\n", f"\n{after}\n"), encoding="utf-8")
     line = text.split("\n").index(before) + 1
-    for command in ("run", "check", "plan", "render"):
+    for command in ("run", "check"):
         result = stagecoach(tmp_path, command, str(file))
-        assert_refused(result, 78, None, f"{file}:{line}: {sentence}")
+        assert_refused(result, 78, None, f"{file}:{line}: train.", sentence)
     assert not (tmp_path / "work").exists()
 
 
@@ -225,7 +244,7 @@ def test_a_store_that_does_not_answer(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         result = stagecoach(tmp_path, "run", "micro", "--retries", "0", store=url)
-    assert_refused(result, 69, "plan", "s3://bucket/stagecoach", "does not answer")
+    assert_refused(result, 69, "plan", "s3://bucket/stagecoach", f"cannot reach {url}", "check endpoint")
 
 
 def test_a_store_that_denies_access(tmp_path: Path) -> None:

@@ -70,13 +70,11 @@ def test_each_task_has_a_log(finished: StandIns) -> None:
 
 
 def test_again_no_stage_starts(finished: StandIns) -> None:
-    began = time.monotonic()
     result = finished.run(stand_in="export:exit:70")
     assert result.returncode == 0
     assert set(states(result.stdout).values()) - {"skipped"} == {"done"}  # the plan
     assert list(states(result.stdout).values()).count("skipped") == 8
     assert "was there" in result.stdout
-    assert time.monotonic() - began < 10
 
 
 def test_the_same_run_id_again_starts_what_the_plan_says_and_finds_it_done(finished: StandIns) -> None:
@@ -126,12 +124,10 @@ def test_a_signal_lets_the_stage_save_and_the_same_command_goes_on(stand_ins: St
         text=True,
     )
     wait_for((stand_ins.folder / "hanging").exists)
-    began = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 75
     assert "stopped at step 5; run again to go on" in errors
-    assert time.monotonic() - began < 10
     assert stand_ins.run("--run", RUN).returncode == 0
 
 

@@ -96,6 +96,6 @@ def _table(runs: Mapping[str, TaskRun]) -> Table:
         if run.state in (State.DONE, State.SKIPPED):
             note = ""
         elif run.state in (State.FAILED, State.RETRYING):
-            note = f"exit code {run.exit_code}: {run.last_sentence()}"
+            note = f"exit code {run.exit_code}: {run.last_sentence().partition(chr(10))[0]}"
         table.add_row(Text(run.spec.name), Text(str(run.state), style=style), bar, Text(seconds), Text(note))
     return table

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -85,11 +86,13 @@ class TaskRun:
         return min(1.0, int(done) / int(total)), _read(self.progress_file.with_name("progress.note"))
 
     def last_sentence(self) -> str:
-        """Return what the stage said last: its last error line, else its last line."""
-        lines = [line.strip() for line in _read(self.log, last_bytes=65536).splitlines() if line.strip()]
-        errors = [line for line in lines if " E " in line[:40]]
-        sentence = (errors or lines or [""])[-1]
-        return sentence.split(": ", 1)[1] if errors and ": " in sentence else sentence
+        """Return what the stage said last: its last error, with the indented lines below it, else its last line."""
+        lines = [line.rstrip() for line in _read(self.log, last_bytes=65536).splitlines() if line.strip()]
+        errors = [number for number, line in enumerate(lines) if " E " in line[:40]]
+        if not errors:
+            return lines[-1].strip() if lines else ""
+        below = takewhile(lambda line: line.startswith("  "), lines[errors[-1] + 1 :])
+        return "\n".join([lines[errors[-1]].split(": ", 1)[-1], *below])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

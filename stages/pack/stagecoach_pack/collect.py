@@ -170,11 +170,11 @@ def refuse_bad_rows(data: DataConfig, collected: Collected) -> None:
     for counts, found in zip(collected.counts, collected.problems, strict=True):
         counts.bad_rows = dict(sorted(found.counts.items()))
     if data.on_bad_row == "stop" and any(found.total for found in collected.problems):
-        raise refuse(collected.problems, "correct them, or set data.on_bad_row to drop:")
+        raise refuse(collected.problems, "correct the data, or set data.on_bad_row to drop")
     for counts, found in zip(collected.counts, collected.problems, strict=True):
         if found.total > data.max_bad_share * counts.rows_read:
             share = f"{found.total / counts.rows_read:.2%} of the {counts.rows_read} rows of {found.source}"
-            raise refuse([found], f"that is {share}, data.max_bad_share allows {data.max_bad_share:.2%}:")
+            raise refuse([found], f"that is {share}, data.max_bad_share allows {data.max_bad_share:.2%}")
 
 
 class _SourceCollector:

@@ -65,8 +65,10 @@ class SourceProblems:
 
 
 def refuse(all_problems: list[SourceProblems], advice: str) -> DataError:
-    """Return the error that shows the first ten problems of all sources and the total."""
+    """Return the error that shows the first ten problems of all sources and the total; a single one in one line."""
     total = sum(problems.total for problems in all_problems)
     examples = [line for problems in all_problems for line in problems.examples][:_SHOWN]
+    if total == 1:
+        return DataError(f"{examples[0]}; {advice}")
     more = f"\n  .. and {total - len(examples)} more" if total > len(examples) else ""
-    return DataError(f"{total} bad rows; {advice}\n  " + "\n  ".join(examples) + more)
+    return DataError(f"{total} bad rows; {advice}:\n  " + "\n  ".join(examples) + more)

@@ -58,7 +58,7 @@ def test_bad_rows_stop_with_the_first_ten_and_the_total(tmp_path: Path, spool: S
     with pytest.raises(DataError) as caught:
         collect(config("s"), {"s": [file(tmp_path, "a.jsonl", GOOD, *[bad] * 12, "{")]}, spool)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "13 bad rows; correct them, or set data.on_bad_row to drop:"
+    assert lines[0] == "13 bad rows; correct the data, or set data.on_bad_row to drop:"
     assert lines[1].startswith("  s: a.jsonl: row 2: messages[0].role: expected one of assistant, bard, ")
     assert lines[1].endswith("(add others under `roles`), found 'robot'")
     assert lines[-1] == "  .. and 3 more"

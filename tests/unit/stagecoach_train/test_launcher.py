@@ -72,7 +72,7 @@ class TestFailure:
         script = "fail(79, 'row 7 has no role') if rank == 1 else time.sleep(60)"
         with pytest.raises(DataError, match="rank 1 of 2: row 7 has no role"):
             launcher(script, tmp_path).run()
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 30  # 10 s on an idle machine
 
     def test_a_killed_rank_is_named_and_not_the_one_that_lost_it(self, tmp_path: Path) -> None:
         script = """

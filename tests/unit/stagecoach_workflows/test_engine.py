@@ -245,5 +245,7 @@ def test_the_last_error_line_is_the_message(tmp_path: Path) -> None:
         "2026-11-25 01:30:00,000 E stagecoach: data/x.jsonl: row 3: no messages\n2026-11-25 01:30:01,000 I x: bye\n"
     )
     assert run.last_sentence() == "data/x.jsonl: row 3: no messages"
+    run.log.write_text("2026-11-25 01:30:00,000 E stagecoach: 2 bad rows:\n  a: row 3\n  a: row 4\nstderr of a child\n")
+    assert run.last_sentence() == "2 bad rows:\n  a: row 3\n  a: row 4"
     run.log.write_text("Traceback\nKilled\n")
     assert run.last_sentence() == "Killed"

@@ -79,7 +79,7 @@ def test_a_server_that_dies_at_once_is_a_sentence(tmp_path: Path, monkeypatch: p
     with pytest.raises(UnavailableError, match=r"did not start, see .*server.log: cannot do it"):
         with running_s3_server(tmp_path / "s3"):
             pass
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 30
     wait_until_gone(tmp_path / "s3")
 
 

@@ -201,7 +201,7 @@ class TestFaults:
             proxy.script = fail_first(1, "hang")
             begin = time.monotonic()
             assert store.get("a") == b"1"
-            assert 0.9 < time.monotonic() - begin < 15
+            assert 0.9 < time.monotonic() - begin < 60
 
     def test_tries_end(self, s3_environment: SeaweedServer) -> None:
         with failing(s3_environment) as (store, proxy):
@@ -299,7 +299,7 @@ class TestAddress:
                 StoreUnavailable, match=r"cannot reach http://127.0.0.1:9 .*; check endpoint and network"
             ):
                 act()
-        assert time.monotonic() - begin < 4
+        assert time.monotonic() - begin < 30
 
     @pytest.mark.parametrize("content", [None, "not a certificate"])
     def test_a_bad_file_of_authorities(
