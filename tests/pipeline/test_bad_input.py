@@ -257,9 +257,7 @@ def test_a_store_that_denies_access(tmp_path: Path) -> None:
 
 def stagecoach(folder: Path, *arguments: str, store: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command with a work folder below ``folder``, or against an S3 store at that address."""
-    work = [] if arguments[0] == "render" else ["--work", str(folder / "work")]
-    if store:
-        work += ["--store", "s3://bucket/stagecoach"]
+    places = ["--work", str(folder / "work"), *(["--store", "s3://bucket/stagecoach"] if store else [])]
     environ = child_environ(
         OMP_NUM_THREADS="1",
         STAGECOACH_SCRATCH=str(folder / "scratch"),
@@ -268,7 +266,7 @@ def stagecoach(folder: Path, *arguments: str, store: str = "") -> subprocess.Com
         AWS_SECRET_ACCESS_KEY="secret",
         AWS_REGION="us-east-1",
     )
-    command = [sys.executable, "-m", "stagecoach_workflows", *arguments, *work]
+    command = [sys.executable, "-m", "stagecoach_workflows", *arguments, *places]
     return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300, check=False)
 
 
