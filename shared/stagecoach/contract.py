@@ -10,6 +10,7 @@ One safe token names the work, so nothing on a command line can be injected.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib
 import json
 import logging
@@ -99,6 +100,8 @@ def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
         force=True,
     )
     flags = _parser(stage).parse_args(arguments)
+    if arguments is None:
+        faulthandler.enable()  # a crash in native code leaves every thread's Python stack in the log
     job: Job | None = None
     store: ObjectStore | None = None
     try:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import logging
 import os
@@ -209,6 +210,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
     flags = parser.parse_args(None if arguments is None else list(arguments))
     settings = Settings.from_environ()
     place = Place.of(settings, flags.listen_descriptor)
+    if arguments is None:
+        faulthandler.enable()  # a crash in native code leaves every thread's Python stack in the log
     logging.basicConfig(
         level=logging.INFO if place.rank == 0 else logging.WARNING,
         format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
