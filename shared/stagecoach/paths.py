@@ -44,9 +44,14 @@ def validate_run_id(run_id: str) -> str:
     Raises:
         ConfigError: Not of the form ``20261125T013000Z-some-name``.
     """
-    if not _RUN_ID.fullmatch(run_id):
+    if not is_run_id(run_id):
         raise ConfigError(f"run id: expected the form 20261125T013000Z-some-name (a-z, 0-9, '-'), got {run_id[:120]!r}")
     return run_id
+
+
+def is_run_id(name: str) -> bool:
+    """Say whether ``name`` has the form of a run id."""
+    return _RUN_ID.fullmatch(name) is not None
 
 
 def output_prefix(kind: str, name: str, key: str) -> str:

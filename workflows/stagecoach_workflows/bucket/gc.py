@@ -10,13 +10,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from stagecoach.errors import ConfigError, MissingInputError, StagecoachError
+from stagecoach.errors import CorruptObjectError, MissingInputError
 from stagecoach.manifest import Manifest, read_manifest
 from stagecoach.paths import manifest_key
 from stagecoach.plan_file import Plan, read_plan
 from stagecoach.records import read_numbered
 from stagecoach.storage.base import ObjectInfo, ObjectStore, UnfinishedUpload
-from stagecoach_workflows.bucket.runs import state_of
+from stagecoach_workflows.bucket.runs import newest_run_ids, state_of
 from stagecoach_workflows.bucket.verify import output_prefixes
 
 GRACE_SECONDS = 7 * 24 * 3600.0
@@ -86,15 +86,15 @@ def delete_garbage(store: ObjectStore, plan: GcPlan) -> int:
 
 def _needed(store: ObjectStore, keep_runs: int, now: float) -> dict[str, str]:
     kept: dict[str, str] = {}
-    for position, run_id in enumerate(sorted(store.list_folders("runs/"), reverse=True)):
+    for position, run_id in enumerate(newest_run_ids(store)):
         try:
             run = read_plan(store, run_id)
-        except (ConfigError, MissingInputError):
+        except MissingInputError:
             continue  # a folder without a plan is no run
-        except StagecoachError as error:
+        except CorruptObjectError:
             if position < keep_runs:
-                raise StagecoachError(f"gc stops: {error}") from error
-            continue
+                raise
+            continue  # any other error ends gc: what a store does not show may still be needed
         reason = _reason_to_keep(store, run, position, keep_runs, now)
         if reason:
             for task in run.tasks.values():

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from stagecoach.errors import MissingInputError, StagecoachError
+from stagecoach.errors import CorruptObjectError, MissingInputError
 from stagecoach.manifest import Manifest, read_manifest
-from stagecoach.paths import finished_prefix, task_record_prefix
+from stagecoach.paths import finished_prefix, is_run_id, task_record_prefix
 from stagecoach.plan_file import Plan, read_plan
 from stagecoach.records import read_numbered
 from stagecoach.storage.base import ObjectStore
@@ -25,7 +25,7 @@ class RunRow:
     run_id: str
     recipe: str
     state: str
-    """``succeeded``, ``failed``, ``running`` (a task has started and not ended) or ``planned``."""
+    """``succeeded``, ``failed``, ``running`` (a task has started and not ended), ``planned``, or ``unreadable`` (its plan is)."""
     step: int | None
     """Last training step, once ``train`` has finished."""
     loss: float | None
@@ -59,9 +59,14 @@ def list_runs(store: ObjectStore, limit: int = 50, since: str = "") -> list[RunR
         limit: Most rows to return; the others are not read, so that ten thousand runs cost one listing.
         since: Leave out runs whose id (which begins with UTC time) is below this text.
     """
-    run_ids = sorted((name for name in store.list_folders("runs/") if name >= since), reverse=True)[:limit]
+    run_ids = [run_id for run_id in newest_run_ids(store) if run_id >= since][:limit]
     with ThreadPoolExecutor(_READERS) as pool:
         return [row for row in pool.map(lambda run_id: _row(store, run_id), run_ids) if row is not None]
+
+
+def newest_run_ids(store: ObjectStore) -> list[str]:
+    """Return the ids of all runs, newest first; folders whose name is no run id are none."""
+    return sorted((name for name in store.list_folders("runs/") if is_run_id(name)), reverse=True)
 
 
 def show_run(store: ObjectStore, run_id: str) -> tuple[Plan, list[TaskRow]]:
@@ -107,8 +112,12 @@ def state_of(store: ObjectStore, plan: Plan) -> str:
 def _row(store: ObjectStore, run_id: str) -> RunRow | None:
     try:
         plan = read_plan(store, run_id)
-    except (MissingInputError, StagecoachError):
-        return None  # a folder under runs/ without a readable plan is no run
+    except MissingInputError:
+        return None  # a folder under runs/ without a plan is no run
+    except CorruptObjectError:
+        began = datetime.strptime(run_id.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        age_seconds = max(0.0, time.time() - began.timestamp())
+        return RunRow(run_id=run_id, recipe="?", state="unreadable", step=None, loss=None, age_seconds=age_seconds)
     step, loss = _training(store, plan)
     return RunRow(
         run_id=run_id,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from stagecoach.errors import MissingInputError
+from stagecoach.errors import MissingInputError, StoreDenied, StoreError, StoreUnavailable
 from stagecoach.outputs import Output
 from stagecoach.paths import finished_prefix, manifest_key, plan_key
 from stagecoach.plan_file import Plan, TaskPlan
@@ -188,3 +188,29 @@ def test_gc_discards_what_interrupted_puts_left_behind_once_it_is_old(store: Loc
     assert [upload.upload_id for upload in plan.uploads] == ["left-over"]
     delete_garbage(store, plan)
     assert not left_over.exists()
+
+
+@pytest.mark.parametrize("error", [StoreDenied, StoreUnavailable])
+@pytest.mark.parametrize("keep_runs", [0, 5])
+def test_gc_deletes_nothing_when_the_store_does_not_let_it_read_a_plan(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[StoreError], keep_runs: int
+) -> None:
+    _output(store, tmp_path, "packed/m-3/")
+    _plan(store, NEW_RUN, created=_later() - 3600, pack="packed/m-3/")
+    read = store.get
+
+    def get(key: str) -> bytes:
+        if key == plan_key(NEW_RUN):
+            raise error(store.url, key, "no")
+        return read(key)
+
+    monkeypatch.setattr(store, "get", get)
+    with pytest.raises(error):
+        plan_gc(store, keep_runs, _later())
+    with pytest.raises(error):
+        list_runs(store)
+
+
+def test_a_plan_that_cannot_be_read_is_listed_as_that(store: LocalStore) -> None:
+    store.put(plan_key(NEW_RUN), b"{")
+    assert [(row.run_id, row.state) for row in list_runs(store)] == [(NEW_RUN, "unreadable")]
