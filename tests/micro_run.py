@@ -15,6 +15,16 @@ from stagecoach.plan_file import Plan, read_plan
 from stagecoach.settings import child_environ
 from stagecoach.storage.local import LocalStore
 
+TASKS = [
+    "convert",
+    "download-data-demo",
+    "download-model",
+    "download-tokenizer",
+    "export",
+    "pack",
+    "shard",
+    "train",
+]
 RUN = "20261125T013000Z-micro-first"
 WAIT_SECONDS = 300  # a busy machine; what has a limit of its own is measured apart
 

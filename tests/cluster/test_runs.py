@@ -11,19 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.client import Cluster, Object
+from tests.micro_run import TASKS
 
 pytestmark = pytest.mark.cluster
 
-ALL_TASKS = {
-    "convert",
-    "download-data-demo",
-    "download-model",
-    "download-tokenizer",
-    "export",
-    "pack",
-    "shard",
-    "train",
-}
+ALL_TASKS = set(TASKS)
 ASK = """
 import json, sys
 from transformers import AutoModelForCausalLM, AutoTokenizer

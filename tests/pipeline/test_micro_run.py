@@ -12,19 +12,9 @@ from stagecoach.manifest import read_manifest
 from stagecoach.paths import finished_prefix
 from stagecoach.records import read_numbered
 from stagecoach_workflows.bucket.verify import output_prefixes, verify_output
-from tests.micro_run import RUN, MicroWork
+from tests.micro_run import RUN, TASKS, MicroWork
 
 pytestmark = pytest.mark.xdist_group("micro")  # one process, so that the run that they share is made once
-TASKS = [
-    "convert",
-    "download-data-demo",
-    "download-model",
-    "download-tokenizer",
-    "export",
-    "pack",
-    "shard",
-    "train",
-]
 LOAD = """
 import sys
 
