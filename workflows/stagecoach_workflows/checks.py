@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stagecoach.architectures.registry import ModelSpec
-from stagecoach.errors import DataError, StagecoachError
+from stagecoach.errors import ConfigError, DataError, StagecoachError
 from stagecoach.parallel.slicing import RankLayout, check_layout
 from stagecoach.recipe.download import DownloadModelConfig
 from stagecoach.recipe.recipe import Recipe
@@ -18,7 +18,7 @@ from stagecoach.storage.open import open_store
 from stagecoach_workflows.decisions import Candidate, candidates, decide, task_configs
 from stagecoach_workflows.deployment import Deployment
 from stagecoach_workflows.plan import HubLister
-from stagecoach_workflows.policy import Shape, task_policy
+from stagecoach_workflows.policy import Shape, seed_model, task_policy
 from stagecoach_workflows.render import template_document
 
 _CONFIG = "config.json"
@@ -63,7 +63,7 @@ def model_spec(model: DownloadModelConfig, settings: Settings, list_hub: HubList
         MissingInputError: There is no config.json.
     """
     if model.seed is not None and isinstance(model.source, SeedSource):
-        return _seed_spec(model.source)
+        return seed_model(model.source)
     text = _read_config(model, settings, list_hub)
     try:
         values: Mapping[str, Any] = json.loads(text)
@@ -81,12 +81,22 @@ def _sources(recipe: Recipe, settings: Settings, list_hub: HubLister) -> tuple[s
 
 def _layout(recipe: Recipe, model: DownloadModelConfig, settings: Settings, list_hub: HubLister) -> tuple[str, None]:
     spec = model_spec(model, settings, list_hub)
+    _compare_size(Shape.of(recipe).num_parameters, spec.num_parameters)
     layout = recipe.train.layout
     check_layout(spec, RankLayout(layout.tensor_parallel, layout.pipeline_parallel, layout.virtual_stages))
     return (
         f"model: {spec.family}, {spec.num_parameters:,} parameters, fits the layout of {layout.world_size} ranks",
         None,
     )
+
+
+def _compare_size(expected: int, found: int) -> None:
+    """Refuse a model whose pods would ask for less than half, or more than twice, of what it needs."""
+    if not found / 2 <= expected <= found * 2:
+        raise ConfigError(
+            f"model.num_parameters: the pods would be sized for {expected:,} parameters, the model has {found:,}:"
+            f" write num_parameters: {found}"
+        )
 
 
 def _store(url: str, settings: Settings, tasks: Mapping[str, Candidate], recipe: Recipe) -> tuple[str, None]:
@@ -98,26 +108,9 @@ def _store(url: str, settings: Settings, tasks: Mapping[str, Candidate], recipe:
 
 def _workflow(recipe: Recipe, deployment: Deployment) -> tuple[str, None]:
     name = template_document(recipe, deployment)["metadata"]["name"]
-    asked = task_policy("train", Shape.of(recipe), deployment.model_gib).resources
+    asked = task_policy("train", Shape.of(recipe)).resources
     gpus = f", {asked.gpus} GPUs" if asked.gpus else ""
     return f"workflow: {name}; train asks each node for {asked.cpu:g} cores, {asked.memory_gib:g} GiB{gpus}", None
-
-
-def _seed_spec(seed: SeedSource) -> ModelSpec:
-    return ModelSpec(
-        family="mistral",
-        num_layers=seed.num_layers,
-        hidden_size=seed.hidden_size,
-        intermediate_size=seed.intermediate_size,
-        num_heads=seed.num_heads,
-        num_kv_heads=seed.num_kv_heads,
-        head_dim=seed.head_dim,
-        vocab_size=seed.vocab_size,
-        norm_eps=seed.norm_eps,
-        rope_theta=seed.rope_theta,
-        sliding_window=seed.sliding_window,
-        max_position_embeddings=seed.max_position_embeddings,
-    )
 
 
 def _read_config(model: DownloadModelConfig, settings: Settings, list_hub: HubLister) -> str:

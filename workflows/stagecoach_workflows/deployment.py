@@ -1,4 +1,4 @@
-"""What a cluster decides and a recipe does not: images, accounts, names of secrets, where GPUs are, size of the model.
+"""What a cluster decides and a recipe does not: images, accounts, names of secrets, where GPUs are.
 
 Nothing here enters a content key. ``stagecoach render`` and ``submit`` read it from a YAML file; the chart's values
 have the same names.
@@ -100,8 +100,6 @@ class Deployment(_Part):
     """Taints that every pod may be put on."""
     retry_on_other_node: bool = False
     """After a failure of train take another node; needs a pool with spare ones."""
-    model_gib: PositiveFloat = 15.0
-    """Size of the base model's weights in 16 bit, for memory and disk; 15 is a 7B model."""
     resources: dict[str, ResourceChange] = Field(default_factory=dict)
     """Other resources, by kind of task: ``train``, ``pack``, ``download-model``, .."""
     user_id: int = Field(default=65532, ge=1)

@@ -235,7 +235,7 @@ class _Templates:
         )
 
     def _policy(self, kind: str) -> TaskPolicy:
-        return resources_of(task_policy(kind, self._shape, self._deployment.model_gib), kind, self._deployment)
+        return resources_of(task_policy(kind, self._shape), kind, self._deployment)
 
     def _train_options(self) -> dict[str, Any]:
         deployment, with_gpus = self._deployment, self._shape.gpus > 0

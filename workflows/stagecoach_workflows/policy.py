@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
+from stagecoach.architectures.registry import ModelSpec
 from stagecoach.errors import RETRYABLE_EXIT_CODES
 from stagecoach.recipe.recipe import Recipe
+from stagecoach.recipe.source import SeedSource
 from stagecoach_workflows.deployment import Deployment
 
-ModelSize = Literal["tiny", "large"]
+_UNSAID_PARAMETERS = 7_250_000_000
+_SMALL_GIB = 1.0
 
 _KILLED_EXIT_CODES = (137, 143)  # SIGKILL (not by the memory limit, see below) and SIGTERM before a stage can save
 _POD_DELETED_EXIT_CODE = -1  # Argo knows no exit code of a pod that was deleted: the node is in status Error
@@ -65,8 +68,10 @@ class Shape:
     description: str
     data_sources: tuple[str, ...]
     """Names, in order; one download task each."""
-    model_size: ModelSize
-    """tiny: made from a seed; large: anything else, for which the deployment says how large."""
+    num_parameters: int
+    """Parameters of the base model."""
+    ships_its_data: bool
+    """All conversations come with Stagecoach, so there are few."""
     nodes: int
     gpus: int
     """GPUs on each node."""
@@ -83,7 +88,8 @@ class Shape:
             recipe_name=recipe.name,
             description=recipe.description,
             data_sources=tuple(source.name for source in recipe.data.sources),
-            model_size="tiny" if recipe.model.source.kind == "seed" else "large",
+            num_parameters=_num_parameters(recipe),
+            ships_its_data=all(source.source.kind == "embedded" for source in recipe.data.sources),
             nodes=recipe.train.nodes,
             gpus=recipe.train.gpus,
             ranks=recipe.train.layout.world_size,
@@ -94,6 +100,36 @@ class Shape:
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
         return asdict(self)
+
+    @property
+    def model_gib(self) -> float:
+        """Size of the base model's weights in 16 bit."""
+        return 2 * self.num_parameters / 2**30
+
+
+def _num_parameters(recipe: Recipe) -> int:
+    source, said = recipe.model.source, recipe.model.num_parameters
+    if said is None and isinstance(source, SeedSource):
+        return seed_model(source).num_parameters
+    return said or _UNSAID_PARAMETERS
+
+
+def seed_model(seed: SeedSource) -> ModelSpec:
+    """Return the dimensions of a model that is made from a seed."""
+    return ModelSpec(
+        family="mistral",
+        num_layers=seed.num_layers,
+        hidden_size=seed.hidden_size,
+        intermediate_size=seed.intermediate_size,
+        num_heads=seed.num_heads,
+        num_kv_heads=seed.num_kv_heads,
+        head_dim=seed.head_dim,
+        vocab_size=seed.vocab_size,
+        norm_eps=seed.norm_eps,
+        rope_theta=seed.rope_theta,
+        sliding_window=seed.sliding_window,
+        max_position_embeddings=seed.max_position_embeddings,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,17 +162,15 @@ class TaskPolicy:
     """Time between SIGTERM and SIGKILL."""
 
 
-def task_policy(kind: str, shape: Shape, model_gib: float) -> TaskPolicy:
+def task_policy(kind: str, shape: Shape) -> TaskPolicy:
     """Return the policy of one kind of task.
 
     Args:
         kind: A row of ``stagecoach.stages.TASKS``, ``plan`` or ``notify``.
         shape: The recipe's shape.
-        model_gib: Size of the base model's weights in 16 bit; taken for ``large`` models only.
     """
-    size_gib = 0.1 if shape.model_size == "tiny" else model_gib
     return TaskPolicy(
-        resources=_resources(kind, shape, size_gib),
+        resources=_resources(kind, shape),
         timeout="72h" if kind == "train" else "30m" if kind in ("plan", "notify") else "6h",
         retries={"train": 12, "notify": 2}.get(kind, 5),
         backoff_seconds=2 if kind in ("plan", "notify") else 10,
@@ -144,31 +178,34 @@ def task_policy(kind: str, shape: Shape, model_gib: float) -> TaskPolicy:
     )
 
 
-def _resources(kind: str, shape: Shape, size_gib: float) -> Resources:
+def _resources(kind: str, shape: Shape) -> Resources:
     """One tensor at a time is held in memory; what is copied to scratch decides the disk."""
-    tiny = shape.model_size == "tiny"
+    size_gib, few_rows = shape.model_gib, shape.ships_its_data
+    small = size_gib < _SMALL_GIB
     if kind in ("plan", "notify"):
         return Resources(cpu=0.1, memory_gib=0.5, scratch_gib=1)
     if kind == "train":
-        return _train_resources(shape, size_gib)
+        return _train_resources(shape)
     if kind in ("convert", "shard", "export"):
         # input and output lie on scratch together; export reads fp32 masters, twice the size of the 16-bit weights
         times = 4 if kind == "export" else 2.5
         return Resources(
-            cpu=0.25 if tiny else 2, memory_gib=1 if tiny else 8, scratch_gib=_round_up(2 + times * size_gib)
+            cpu=0.25 if small else 2, memory_gib=1 if small else 8, scratch_gib=_round_up(2 + times * size_gib)
         )
     if kind == "download-model":
         return Resources(
-            cpu=0.25 if tiny else 1, memory_gib=1 if tiny else 2, scratch_gib=_round_up(2 + 1.2 * size_gib)
+            cpu=0.25 if small else 1, memory_gib=1 if small else 2, scratch_gib=_round_up(2 + 1.2 * size_gib)
         )
     if kind == "pack":
-        return Resources(cpu=0.5 if tiny else 4, memory_gib=1 if tiny else 16, scratch_gib=2 if tiny else 40)
-    return Resources(cpu=0.25, memory_gib=1, scratch_gib=2 if tiny else 20)
+        return Resources(
+            cpu=0.5 if few_rows else 4, memory_gib=1 if few_rows else 16, scratch_gib=2 if few_rows else 40
+        )
+    return Resources(cpu=0.25, memory_gib=1, scratch_gib=2 if few_rows else 20)
 
 
-def _train_resources(shape: Shape, size_gib: float) -> Resources:
+def _train_resources(shape: Shape) -> Resources:
     """A checkpoint has fp32 masters and two moments: six times the 16-bit weights, once in memory, once on scratch."""
-    ranks = shape.ranks // shape.nodes
+    ranks, size_gib = shape.ranks // shape.nodes, shape.model_gib
     state_gib = 6 * size_gib / shape.nodes
     if shape.gpus:
         memory_gib = _round_up(24 + 4 * ranks + 1.25 * state_gib)

@@ -24,6 +24,9 @@ class ModelConfig(Section):
 
     name: str = placement()
     """Short name for people, part of output folders: 1 to 63 of a-z, 0-9, '.', '_', '-'."""
+    num_parameters: int | None = placement(None, ge=1)
+    """Parameters of the base model, tied ones once, for the memory and disk that its pods ask for; None takes a model
+    that is made from a seed as it is, and any other for one of 7 billion. ``stagecoach check`` compares it."""
     source: ModelSource = result()
     """Where the weights and config.json come from, and the tokenizer unless ``tokenizer`` is given."""
     tokenizer: TokenizerSource | None = result(None)

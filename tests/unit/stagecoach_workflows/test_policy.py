@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from stagecoach.stages import TASKS
 from stagecoach_workflows.deployment import Deployment
 from stagecoach_workflows.policy import (
     RETRY_EXIT_CODES,
@@ -85,14 +86,28 @@ def test_argo_names_are_legal_and_differ() -> None:
 
 def test_train_of_7b_on_four_gpus_has_room_for_a_checkpoint_in_memory() -> None:
     shape = Shape.of(small_recipe("train.gpus=4", "train.layout.tensor_parallel=4", model=_HUB_MODEL))
-    asked = task_policy("train", shape, 15).resources
+    asked = task_policy("train", shape).resources
     assert asked.gpus == 4
-    assert asked.memory_gib >= 6 * 15 + 24  # fp32 masters and two moments are six times 16-bit weights
+    assert asked.memory_gib >= 6 * 13.5 + 24  # fp32 masters and two moments are six times 16-bit weights
     assert asked.shared_memory_gib == 16
 
 
+def test_a_small_model_asks_for_little_wherever_it_comes_from() -> None:
+    model = {**_HUB_MODEL, "num_parameters": 134_515_008}
+    asked = {task: task_policy(task, Shape.of(small_recipe(model=model))).resources for task in TASKS}
+    assert asked["train"].memory_gib <= 10
+    assert all(resources.memory_gib <= 1 for task, resources in asked.items() if task != "train")
+    assert max(resources.scratch_gib for resources in asked.values()) <= 8
+
+
+def test_the_pods_of_a_seed_model_are_sized_by_its_dimensions() -> None:
+    assert (
+        Shape.of(small_recipe("model.source.hidden_size=512")).num_parameters > Shape.of(small_recipe()).num_parameters
+    )
+
+
 def test_a_deployment_changes_single_resources() -> None:
-    policy = task_policy("pack", Shape.of(small_recipe()), 15)
+    policy = task_policy("pack", Shape.of(small_recipe()))
     deployment = Deployment.model_validate({"resources": {"pack": {"memory_gib": 3}}})
     changed = resources_of(policy, "pack", deployment).resources
     assert (changed.memory_gib, changed.cpu) == (3, policy.resources.cpu)
