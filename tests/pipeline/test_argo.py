@@ -233,3 +233,22 @@ def test_a_training_on_two_nodes_is_a_jobset_that_a_retry_finds_again() -> None:
     assert environment["MASTER_ADDR"] == "train-{{inputs.parameters.key}}-train-0-0.train-{{inputs.parameters.key}}"
     # pods are called <jobset>-train-0-<index>-<5 random>: the key has 20 digits
     assert len("train-" + "0" * 20 + "-train-0-0-abcde") <= 63
+
+
+def test_a_cancelled_run_leaves_no_jobset_behind() -> None:
+    document = template_document(load_recipe("mistral-7b-4xa100", MULTI_NODE), Deployment())
+    pipeline = templates(document, "dag")["pipeline"]
+    train = next(task for task in pipeline["dag"]["tasks"] if task["name"] == "train")
+    end = templates(document, "resource")[train["hooks"]["exit"]["template"]]["resource"]
+    assert (end["action"], end["flags"]) == ("delete", ["jobsets.jobset.x-k8s.io/train-{{inputs.parameters.key}}"])
+
+
+def test_train_has_a_node_selector_of_its_own() -> None:
+    """On several nodes too; without GPUs it needs no node that has some."""
+    deployment = Deployment(node_selector={"pool": "cpu"}, train_node_selector={"pool": "train"})
+    one = templates(template_document(load_recipe("micro"), deployment), "container")["train"]
+    recipe = load_recipe("micro", ("train.nodes=2", "train.layout.data_parallel=2"))
+    two = templates(template_document(recipe, deployment), "resource")["train"]["resource"]["manifest"]
+    pod = yaml.safe_load(two)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert (one["nodeSelector"], pod["nodeSelector"]) == ({"pool": "train"}, {"pool": "train"})
+    assert "nodeAffinity" not in pod["affinity"]

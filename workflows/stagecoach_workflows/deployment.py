@@ -93,7 +93,9 @@ class Deployment(_Part):
     )
     """Values of the node label ``nvidia.com/gpu.product`` that trainings may use; none of them means any node."""
     node_selector: dict[str, str] = Field(default_factory=dict)
-    """Labels of the nodes for everything but train."""
+    """Labels of the nodes for every pod."""
+    train_node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of the nodes for train, in place of ``node_selector``."""
     gpu_tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu"),)
     """Taints of GPU nodes."""
     tolerations: tuple[Toleration, ...] = ()

@@ -61,6 +61,7 @@ WITHOUT_MEANING: Mapping[str, frozenset[str]] = {
             "podSpecPatch",
             "synchronization",
             "affinity",
+            "nodeSelector",
             "tolerations",
             "serviceAccountName",
             "automountServiceAccountToken",

@@ -2,6 +2,7 @@
 
 The JobSet is named after the training's key: a retry of the watching pod applies the same object, and so finds the
 training that is going on. Pods restart by exit code as in the workflow; each attempt goes on from the last checkpoint.
+When the task ends, also by `stagecoach cancel`, its exit hook deletes the JobSet.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from stagecoach_workflows.pod import (
 )
 from stagecoach_workflows.policy import RETRY_EXIT_CODES, Shape, TaskPolicy
 
+NAME = "train-{{inputs.parameters.key}}"
+KIND = "jobsets.jobset.x-k8s.io"
 _PORT = 29500
-_NAME = "train-{{inputs.parameters.key}}"
 
 
 def manifest(shape: Shape, deployment: Deployment, policy: TaskPolicy, command: list[str], args: list[str]) -> str:
@@ -47,7 +49,7 @@ def manifest(shape: Shape, deployment: Deployment, policy: TaskPolicy, command: 
     document = {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": {"name": _NAME, "labels": labels},
+        "metadata": {"name": NAME, "labels": labels},
         "spec": {
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
             "failurePolicy": {
@@ -84,7 +86,7 @@ def _pod(
         "args": args,
         "env": [
             {"name": "STAGECOACH_IMAGE_DIGEST", "value": deployment.image("train")},
-            {"name": "MASTER_ADDR", "value": f"{_NAME}-train-0-0.{_NAME}"},
+            {"name": "MASTER_ADDR", "value": f"{NAME}-train-0-0.{NAME}"},
             {"name": "MASTER_PORT", "value": str(_PORT)},
         ],
         "envFrom": environment_sources(deployment, "train", "train"),
@@ -97,14 +99,19 @@ def _pod(
             {"name": "shared-memory", "mountPath": "/dev/shm"},
         ],
     }
+    affinity, taints = _one_node_each(), deployment.tolerations
+    if shape.gpus:
+        affinity |= node_affinity(deployment, shape)
+        taints += deployment.gpu_tolerations
     return {
         "restartPolicy": "Never",
         "serviceAccountName": deployment.service_account,
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": policy.grace_seconds,
         "securityContext": pod_security(deployment),
-        "affinity": {**node_affinity(deployment, shape), **_one_node_each()},
-        "tolerations": tolerations((*deployment.tolerations, *deployment.gpu_tolerations)),
+        "affinity": affinity,
+        "nodeSelector": deployment.train_node_selector or deployment.node_selector,
+        "tolerations": tolerations(taints),
         "imagePullSecrets": [{"name": secret} for secret in deployment.image_pull_secrets],
         "containers": [container],
         "volumes": [
@@ -118,7 +125,7 @@ def _pod(
 def _one_node_each() -> dict[str, Any]:
     """Keep two pods of one training off the same node: each takes all GPUs that the recipe wants of a node."""
     term = {
-        "labelSelector": {"matchLabels": {"jobset.sigs.k8s.io/jobset-name": _NAME}},
+        "labelSelector": {"matchLabels": {"jobset.sigs.k8s.io/jobset-name": NAME}},
         "topologyKey": "kubernetes.io/hostname",
     }
     return {

@@ -63,6 +63,7 @@ from stagecoach_workflows.policy import (
 ENTRYPOINT = "pipeline"
 _ARTIFACTS = {"plan": ("plan.json",), "pack": ("report.html",), "train": ("report.html", "metrics.json")}
 _RETRY_CAP = "5m"
+_END_JOBSET = "end-jobset"
 
 
 def build(shape: Shape, recipe_base64: str, deployment: Deployment, name: str) -> WorkflowTemplate:
@@ -86,6 +87,8 @@ def build(shape: Shape, recipe_base64: str, deployment: Deployment, name: str) -
         stages = {task: templates.stage(node) for task, node in nodes.items()}
         if deployment.notify:
             templates.notify()
+        if shape.nodes > 1:
+            templates.end_jobset()
         with DAG(name=ENTRYPOINT):
             plan = Task(name="plan", template=plan_template)
             _connect(plan, nodes, stages)
@@ -113,14 +116,19 @@ def _connect(plan: Task, nodes: Mapping[str, TaskNode], stages: Mapping[str, Con
 
 def _task(node: TaskNode, template: Container | Resource, after: tuple[Task, ...]) -> Task:
     arguments = {"run-id": _plan_output("run-id"), "task": node.task}
+    hooks = None
     if node.kind.stage == "train":
         arguments["key"] = _plan_output("train-key")
+    if isinstance(template, Resource):
+        key = argo.Arguments(parameters=[argo.Parameter(name="key", value=_plan_output("train-key"))])
+        hooks = {"exit": argo.LifecycleHook(template=_END_JOBSET, arguments=key)}
     return Task(
         name=argo_name(node.task),
         template=template,
         arguments=cast(Any, arguments),
         depends=" && ".join(other.name for other in after),
         when=f"'{_plan_output(decision_parameter(node.task))}' == 'run'",
+        hooks=cast(Any, hooks),
     )
 
 
@@ -212,6 +220,18 @@ class _Templates:
             argo_name(node.task), image=stage, command=command, args=args, inputs=inputs, kind=node.kind.name, **options
         )
 
+    def end_jobset(self) -> Resource:
+        """Delete the JobSet when its task ends, however it ends: a cancelled run leaves no training behind."""
+        return Resource(
+            name=_END_JOBSET,
+            inputs=cast(Any, [Parameter(name="key")]),
+            action="delete",
+            flags=[f"{jobset.KIND}/{jobset.NAME}"],
+            service_account_name=self._deployment.jobset_service_account,
+            automount_service_account_token=True,
+            retry_strategy=RetryStrategy(limit="3", retry_policy="Always", backoff=_backoff(2)),
+        )
+
     def notify(self) -> Container:
         return self._container(
             "notify",
@@ -256,6 +276,8 @@ class _Templates:
             options["affinity"] = argo.Affinity(**affinity) if affinity else None
             taints = (*deployment.tolerations, *deployment.gpu_tolerations)
             options["tolerations"] = [argo.Toleration(**taint) for taint in tolerations(taints)]
+        if deployment.train_node_selector:
+            options["node_selector"] = deployment.train_node_selector
         return options
 
     def _multi_node(
