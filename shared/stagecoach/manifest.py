@@ -6,14 +6,16 @@ Readers trust nothing else: without a manifest there is no output, whatever lies
 from __future__ import annotations
 
 import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stagecoach.errors import CorruptObjectError
+from stagecoach.errors import CorruptObjectError, ObjectMissing
 from stagecoach.paths import manifest_key
+from stagecoach.sealed import seal, unseal
 from stagecoach.storage.base import ObjectStore
 
 FORMAT_VERSION = 1
@@ -134,9 +136,14 @@ def read_manifest(store: ObjectStore, prefix: str) -> Manifest | None:
         CorruptObjectError: There is one, but it is no manifest of this form.
     """
     key = manifest_key(prefix)
-    if store.head(key) is None:
+    address = f"{store.url.rstrip('/')}/{key}"
+    try:
+        return parse_manifest(store.get(key), address)
+    except ObjectMissing:
         return None
-    return parse_manifest(store.get(key), f"{store.url.rstrip('/')}/{key}")
+    except CorruptObjectError:
+        # bytes that were damaged on their way are right the second time; what is damaged in the store stays so
+        return parse_manifest(store.get(key), address)
 
 
 def parse_manifest(data: bytes, address: str) -> Manifest:
@@ -146,7 +153,11 @@ def parse_manifest(data: bytes, address: str) -> Manifest:
         CorruptObjectError: The bytes are not a manifest of a form that this version reads.
     """
     try:
-        manifest = Manifest.model_validate_json(data)
+        manifest = Manifest.model_validate(unseal(data, address))
+    except CorruptObjectError as error:
+        raise CorruptObjectError(
+            f"{address}: not a manifest any more ({error}); delete it to make the output again"
+        ) from error
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"]) or "the whole"
@@ -162,5 +173,5 @@ def parse_manifest(data: bytes, address: str) -> Manifest:
 
 def commit_manifest(store: ObjectStore, prefix: str, manifest: Manifest) -> bool:
     """Write the manifest if there is none yet; True if it is ours, False if an equal run was first."""
-    data = manifest.model_dump_json(indent=1).encode()
+    data = seal(json.loads(manifest.model_dump_json()))
     return store.put_if_absent(manifest_key(prefix), data, content_type="application/json")

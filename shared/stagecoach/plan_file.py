@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stagecoach.errors import CorruptObjectError, MissingInputError, ObjectMissing
 from stagecoach.paths import plan_key, validate_run_id
+from stagecoach.sealed import seal, unseal
 from stagecoach.storage.base import ObjectStore
 
 
@@ -83,9 +85,23 @@ def read_plan(store: ObjectStore, run_id: str) -> Plan:
         raise MissingInputError(
             f"{store.url.rstrip('/')}/{key}: run {run_id} has no plan here; check the store and the run id"
         ) from error
+    address = f"{store.url.rstrip('/')}/{key}"
     try:
-        return Plan.model_validate_json(data)
+        return _parse_plan(data, address)
+    except CorruptObjectError:
+        # bytes that were damaged on their way are right the second time; what is damaged in the store stays so
+        return _parse_plan(store.get(key), address)
+
+
+def plan_bytes(plan: Plan) -> bytes:
+    """Return a plan as it lies in the store."""
+    return seal(json.loads(plan.model_dump_json()))
+
+
+def _parse_plan(data: bytes, address: str) -> Plan:
+    try:
+        return Plan.model_validate(unseal(data, address))
+    except CorruptObjectError as error:
+        raise CorruptObjectError(f"{error}; start a new run") from error
     except ValidationError as error:
-        raise CorruptObjectError(
-            f"{store.url.rstrip('/')}/{key}: not a plan of this version of Stagecoach; start a new run"
-        ) from error
+        raise CorruptObjectError(f"{address}: not a plan of this version of Stagecoach; start a new run") from error

@@ -26,7 +26,7 @@ from stagecoach import last_words
 from stagecoach.contract import exit_code_of
 from stagecoach.errors import ConfigError, MissingInputError, UnavailableError
 from stagecoach.paths import plan_key, validate_run_id
-from stagecoach.plan_file import Plan, read_plan
+from stagecoach.plan_file import Plan, plan_bytes, read_plan
 from stagecoach.recipe.download import ResolvedFile
 from stagecoach.recipe.load import read_recipe
 from stagecoach.recipe.recipe import Recipe
@@ -72,9 +72,7 @@ def plan_run(recipe: Recipe, store: ObjectStore, settings: Settings, run_id: str
     existing = _existing(store, run_id)
     if existing is None:
         plan = make_plan(recipe, store, settings, run_id)
-        if store.put_if_absent(
-            plan_key(run_id), plan.model_dump_json(indent=1).encode(), content_type="application/json"
-        ):
+        if store.put_if_absent(plan_key(run_id), plan_bytes(plan), content_type="application/json"):
             return plan
         existing = read_plan(store, run_id)
     if existing.recipe != recipe.model_dump(mode="json"):

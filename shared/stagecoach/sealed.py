@@ -1,0 +1,50 @@
+"""Small JSON records that carry a digest of themselves, so that one flipped bit in a record is found, not believed.
+
+Objects are checked against their manifest; nothing stands above manifest, plan and numbered records, so they seal
+themselves: ``digest`` is the sha256 of the canonical JSON (sorted keys, no spaces, ASCII) of all other fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from stagecoach.errors import CorruptObjectError
+
+DIGEST = "digest"
+
+
+def seal(values: Mapping[str, Any]) -> bytes:
+    """Return the record as indented JSON with its digest.
+
+    Args:
+        values: Plain JSON values, without a field ``digest``.
+    """
+    return json.dumps({**values, DIGEST: _digest(values)}, indent=1).encode()
+
+
+def unseal(data: bytes, address: str) -> dict[str, Any]:
+    """Return the fields of a record without its digest; one without a digest, written by hand, is taken as it is.
+
+    Raises:
+        CorruptObjectError: It is no JSON object, or its fields are not those that were sealed; names ``address``.
+    """
+    try:
+        values = json.loads(data)
+    except ValueError as error:
+        raise CorruptObjectError(
+            f"{address}: expected a JSON record, it is damaged ({type(error).__name__})"
+        ) from error
+    if not isinstance(values, dict):
+        raise CorruptObjectError(f"{address}: expected a JSON object, got {type(values).__name__}")
+    expected = values.pop(DIGEST, None)
+    if expected is not None and expected != _digest(values):
+        raise CorruptObjectError(f"{address}: damaged, its fields are not those that were written")
+    return values
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
