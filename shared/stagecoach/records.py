@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from stagecoach.paths import numbered, task_record_prefix
+from stagecoach.sealed import seal, unseal
 from stagecoach.storage.base import ObjectStore
 
 
@@ -16,7 +16,7 @@ def write_numbered(store: ObjectStore, prefix: str, values: dict[str, Any]) -> i
 
     Two writers at once get different numbers.
     """
-    data = json.dumps(values, sort_keys=True).encode()
+    data = seal(values)
     number = last_number(store, prefix) + 1
     while not store.put_if_absent(numbered(prefix, number), data, content_type="application/json"):
         number += 1
@@ -25,12 +25,22 @@ def write_numbered(store: ObjectStore, prefix: str, values: dict[str, Any]) -> i
 
 def last_number(store: ObjectStore, prefix: str) -> int:
     """Return the highest number under ``prefix``, 0 if there is none."""
-    return max((number for number, _ in _numbers(store, prefix)), default=0)
+    return max(record_keys(store, prefix), default=0)
 
 
 def read_numbered(store: ObjectStore, prefix: str) -> dict[int, dict[str, Any]]:
     """Return every record under ``prefix`` by its number, in ascending order."""
-    return {number: json.loads(store.get(key)) for number, key in sorted(_numbers(store, prefix))}
+    return {number: read_sealed(store, key) for number, key in record_keys(store, prefix).items()}
+
+
+def read_sealed(store: ObjectStore, key: str) -> dict[str, Any]:
+    """Return one record; raises as ``unseal`` does."""
+    return unseal(store.get(key), f"{store.url.rstrip('/')}/{key}")
+
+
+def record_keys(store: ObjectStore, prefix: str) -> dict[int, str]:
+    """Return the key of every record under ``prefix`` by its number, in ascending order."""
+    return dict(sorted(_numbers(store, prefix)))
 
 
 def write_record(store: ObjectStore, run_id: str, task: str, values: dict[str, Any]) -> int:

@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stagecoach.formats.packed import PackedSplit
 from stagecoach.manifest import read_manifest
+from stagecoach.metrics_file import read_metrics
 from stagecoach.outputs import Input, open_input
 from stagecoach.plan_file import Plan, read_plan
 from stagecoach.storage.local import LocalStore
-from stagecoach_train.metrics import read_metrics
 from tests.real.smollm2 import write_hub_directory
 
 CHAT = Path(__file__).parents[3] / "shared/data/chat/glaive_toolcall_en_demo.json"

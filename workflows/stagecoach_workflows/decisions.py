@@ -19,7 +19,7 @@ from stagecoach.recipe.export import push_record_key
 from stagecoach.recipe.recipe import Recipe
 from stagecoach.recipe.tasks import PackTaskConfig
 from stagecoach.recipe.train import TrainConfig
-from stagecoach.records import read_numbered
+from stagecoach.releases import offered, read_releases
 from stagecoach.settings import Settings
 from stagecoach.source_identity import HubLister, data_config, model_config, tokenizer_config
 from stagecoach.storage.base import ObjectStore
@@ -119,8 +119,8 @@ def _missing_effect(store: ObjectStore, export: Candidate, recipe: Recipe, reaso
     if push is not None and store.head(push_record_key(export.output, push)) is None:
         return True, f"it has not been pushed to {push.repo}"
     if release is not None:
-        records = read_numbered(store, f"releases/{release}/")
-        if not any(record.get("export") == export.output for record in records.values()):
+        gate = recipe.export.gate.model_dump(mode="json")
+        if offered(read_releases(store, release), export.output, gate) is None:
             return True, f"it has not been offered as a release of {release}"
     return False, reason
 

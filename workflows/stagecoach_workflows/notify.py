@@ -27,6 +27,7 @@ from stagecoach.records import read_numbered, write_numbered
 from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
+from stagecoach_workflows.bucket.releases import offer_outcome
 from stagecoach_workflows.run_ids import run_id_of_workflow
 
 _TIMEOUT_SECONDS = 20
@@ -52,6 +53,8 @@ class Ending:
     message: str = ""
     export: str = ""
     """Address of the export, if there is one."""
+    release: str = ""
+    """What became of the export as a release: promoted, or refused and why; empty if the recipe names none."""
 
     @property
     def succeeded(self) -> bool:
@@ -62,7 +65,8 @@ class Ending:
         """Return all of it in one line for people."""
         what = f"{self.recipe or 'run'} {self.run_id}"
         if self.succeeded:
-            return f"{what} succeeded: {self.export}" if self.export else f"{what} succeeded"
+            where = f": {self.export}" if self.export else ""
+            return f"{what} succeeded{where}{f'; {self.release}' if self.release else ''}"
         where = f" in {self.failed_task}" if self.failed_task else ""
         return f"{what} failed{where}: {self.message or self.status}"
 
@@ -76,7 +80,13 @@ def ending(store: ObjectStore, run_id: str, *, status: str, workflow: str, names
         return Ending(**known, recipe="", failed_task="plan", message=str(error))
     recipe = str(plan.recipe.get("name", ""))
     if status == "Succeeded":
-        return Ending(**known, recipe=recipe, export=f"{store.url.rstrip('/')}/{plan.task('export').output}")
+        outcome = offer_outcome(store, plan)
+        return Ending(
+            **known,
+            recipe=recipe,
+            export=f"{store.url.rstrip('/')}/{plan.task('export').output}",
+            release=outcome.sentence() if outcome is not None else "",
+        )
     return Ending(**known, recipe=recipe, **_failure(store, plan))
 
 
@@ -134,7 +144,12 @@ def _parser() -> argparse.ArgumentParser:
 def _record(store: ObjectStore, end: Ending) -> None:
     state = "succeeded" if end.succeeded else "failed"
     values = {"state": state, "exit_code": 0 if end.succeeded else end.exit_code or 70, "runner": "argo"}
-    details = {"failed_task": end.failed_task, "message": end.message, "workflow": end.workflow}
+    details = {
+        "failed_task": end.failed_task,
+        "message": end.message,
+        "workflow": end.workflow,
+        **({"release": end.release} if end.release else {}),
+    }
     write_numbered(store, finished_prefix(end.run_id), {**values, **details})
 
 

@@ -47,6 +47,18 @@ def push_record_key(output: str, push: PushConfig) -> str:
     return f"{output}pushed/{digest[:20]}.json"
 
 
+class GateConfig(Section):
+    """What an export must fulfil to be released; compared from what the training recorded, without loading a model."""
+
+    max_loss_increase: float = placement(0.01, ge=0.0)
+    """Largest amount, in nats a token, by which the held-out loss may be above that of the released export, on the
+    held-out documents that both have seen."""
+    min_common_documents: PositiveInt = placement(20)
+    """With fewer held-out documents in common (by hash, with the same number of targets) the candidate is refused."""
+    min_right_share: float | None = placement(None, ge=0.0, le=1.0)
+    """Share of ``train.tasks`` that the candidate must answer right; None does not ask."""
+
+
 class ExportConfig(Section):
     """What ``export`` writes."""
 
@@ -59,6 +71,8 @@ class ExportConfig(Section):
     """Largest safetensors file; a larger model is spread over several with an index."""
     release: str | None = placement(None)
     """Name of the model under ``releases/`` for which this export is a candidate; None promotes nothing."""
+    gate: GateConfig = placement(GateConfig())
+    """What the candidate must fulfil; without a release there is no gate."""
     push: PushConfig | None = placement(None)
     """Repository on the Hub that gets a copy; None pushes nothing."""
 

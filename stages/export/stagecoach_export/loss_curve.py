@@ -4,17 +4,15 @@ side.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stagecoach.metrics_file import read_finished_metrics
 from stagecoach.outputs import Input
 
 NUM_ROWS = 12
 NUM_BARS = 60
 
-_CHUNK = re.compile(r"metrics/attempt-(\d+)-(\d+)\.jsonl")
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -23,14 +21,11 @@ def read_losses(trained: Input, last_step: int) -> dict[int, float]:
 
     A checkpoint of a training that still runs has no metrics beside it, and gives nothing.
     """
-    chunks = sorted((int(m[1]), int(m[2]), m[0]) for m in map(_CHUNK.fullmatch, trained.names()) if m)
     losses: dict[int, float] = {}
-    for _, _, name in chunks:
-        for line in trained.read_bytes(name).splitlines():
-            record = json.loads(line)
-            loss = record.get("loss")
-            if record.get("kind") == "step" and isinstance(loss, (int, float)) and record["step"] <= last_step:
-                losses[int(record["step"])] = float(loss)
+    for record in read_finished_metrics(trained):
+        loss = record.get("loss")
+        if record["kind"] == "step" and isinstance(loss, (int, float)) and record["step"] <= last_step:
+            losses[record["step"]] = float(loss)
     return dict(sorted(losses.items()))
 
 

@@ -7,9 +7,11 @@ Weights are read by rectangle and written one tensor at a time. Everything else 
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 from stagecoach.formats.hf_model import (
     CONFIG_JSON,
@@ -28,6 +30,7 @@ from stagecoach.storage.base import ObjectStore
 from stagecoach_export.checkpoints import Chosen, choose
 from stagecoach_export.configs import generation_config, model_config
 from stagecoach_export.model_card import model_card
+from stagecoach_export.promotion import offer
 from stagecoach_export.tokenizer_check import check_tokenizer
 from stagecoach_export.weights import HUB_DTYPES, hub_weights
 
@@ -79,18 +82,23 @@ def run(config: ExportConfig, inputs: Mapping[str, Input], output: Output, store
 
 
 def finish(config: ExportConfig, exported: Input, store: ObjectStore) -> None:
-    """Push the finished export if the recipe asks for it and no record says that it was done; the export
-    stays as it is.
+    """Offer the finished export as a release and push it, as the recipe asks, unless records say that it was done;
+    the export stays as it is.
 
     Args:
         config: The recipe's export section.
         exported: The committed export.
-        store: Gets the record of the push, beside the export.
+        store: Gets the records: of the release under ``releases/``, of the push beside the export.
 
     Raises:
         ConfigError: The repository cannot be written to.
         UnavailableError: The Hub does not answer; a retry goes on.
     """
+    if config.release is not None:
+        scratch = Settings.from_environ().scratch_dir
+        scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="release-", dir=scratch) as folder:
+            offer(config, config.release, exported, store, Path(folder))
     if config.push is None:
         return
     record = push_record_key(exported.prefix, config.push)

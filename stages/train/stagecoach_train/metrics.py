@@ -111,22 +111,6 @@ class MetricsStream:
                 _log.warning("metrics not stored yet: %s", error)
 
 
-def read_metrics(store: ObjectStore, trained: str) -> Iterator[dict[str, Any]]:
-    """Yield the records of a training, each step's from the highest attempt that has it, in order of attempts.
-
-    Records of a lower attempt end where the next attempt began.
-    """
-    records: list[tuple[int, dict[str, Any]]] = []
-    for info in store.list(f"{trained}metrics/attempt-"):
-        attempt = int(info.key.rsplit("/", 1)[1].split("-")[1])
-        records += [(attempt, json.loads(line)) for line in store.get(info.key).decode().splitlines()]
-    begins = {attempt: record["step"] for attempt, record in records if record["kind"] == "start"}
-    for attempt, record in records:
-        later = [step for other, step in begins.items() if other > attempt]
-        if not later or record["step"] <= min(later):
-            yield record
-
-
 def console_line(record: dict[str, Any], num_steps: int) -> str:
     """Return the line of one step for people.
 

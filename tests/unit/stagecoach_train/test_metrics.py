@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from stagecoach.errors import ConfigError, StoreUnavailable
+from stagecoach.metrics_file import read_metrics
 from stagecoach.recipe.train import TrainConfig
 from stagecoach.storage.memory import MemoryStore
-from stagecoach_train.metrics import CurveSink, MetricsStream, read_metrics, scalars
+from stagecoach_train.metrics import CurveSink, MetricsStream, scalars
 from stagecoach_train.sinks import open_sinks
 
 TRAINED = "trained/tiny-0123456789abcdef/"

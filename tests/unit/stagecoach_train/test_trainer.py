@@ -13,6 +13,7 @@ from torch._C._distributed_c10d import HashStore
 from stagecoach.errors import DataError, InterruptedWithProgress, StoreUnavailable
 from stagecoach.formats.checkpoint import CheckpointReader
 from stagecoach.formats.tensor_file import TensorFile
+from stagecoach.metrics_file import read_metrics
 from stagecoach.progress import NO_PROGRESS
 from stagecoach.recipe.train import TrainConfig
 from stagecoach.storage.memory import MemoryStore
@@ -23,7 +24,7 @@ from stagecoach_train.checkpointing import Retention, committed_checkpoints, fin
 from stagecoach_train.data import DataOrder
 from stagecoach_train.evaluation import Evaluator, HeldoutDocuments
 from stagecoach_train.feed import PackNumbers, StepFeed
-from stagecoach_train.metrics import MetricsStream, read_metrics
+from stagecoach_train.metrics import MetricsStream
 from stagecoach_train.ranks import Ranks
 from stagecoach_train.signals import StopRequest
 from stagecoach_train.train_state import TrainState

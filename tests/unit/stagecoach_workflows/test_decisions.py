@@ -10,6 +10,7 @@ from stagecoach.paths import manifest_key
 from stagecoach.recipe.export import push_record_key
 from stagecoach.recipe.recipe import Recipe
 from stagecoach.recipe.source import HubSource
+from stagecoach.releases import Release, append_release
 from stagecoach.settings import Settings
 from stagecoach.source_identity import HubListing
 from stagecoach.storage.base import ObjectInfo
@@ -124,8 +125,12 @@ def test_a_wanted_release_runs_the_export_that_is_there(store: MemoryStore) -> N
     tasks = planned(recipe)
     finish(store, tasks, *tasks)
     assert running(store, recipe) == ["export"]
-    store.put("releases/assistant/0001.json", f'{{"export": "{tasks["export"].output}"}}'.encode())
+    gate, export = recipe.export.gate.model_dump(mode="json"), tasks["export"].output
+    append_release(store, "assistant", {}, Release(outcome="refused", candidate=export, export=None, gate=gate))
     assert running(store, recipe) == []
+    assert running(store, small_recipe("export.gate.max_loss_increase=1", export={"release": "assistant"})) == [
+        "export"
+    ]
 
 
 def test_outputs_are_named_after_model_data_and_source() -> None:

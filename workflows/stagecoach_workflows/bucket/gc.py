@@ -14,7 +14,7 @@ from stagecoach.errors import CorruptObjectError, MissingInputError
 from stagecoach.manifest import Manifest, read_manifest
 from stagecoach.paths import manifest_key
 from stagecoach.plan_file import Plan, read_plan
-from stagecoach.records import read_numbered
+from stagecoach.releases import read_releases, release_names
 from stagecoach.storage.base import ObjectInfo, ObjectStore, UnfinishedUpload
 from stagecoach_workflows.bucket.runs import newest_run_ids, state_of
 from stagecoach_workflows.bucket.verify import output_prefixes
@@ -99,9 +99,11 @@ def _needed(store: ObjectStore, keep_runs: int, now: float) -> dict[str, str]:
         if reason:
             for task in run.tasks.values():
                 kept.setdefault(task.output, reason)
-    for name in store.list_folders("releases/"):
-        for number, record in read_numbered(store, f"releases/{name}/").items():
-            _keep_ancestors(store, str(record.get("export", "")), f"release {name} {number:04d}", kept)
+    for name in release_names(store):
+        history = read_releases(store, name)
+        for number, release in sorted(history.items(), reverse=True):
+            if release.export is not None:
+                _keep_ancestors(store, release.export, f"release {name} {number:04d}", kept)
     return kept
 
 

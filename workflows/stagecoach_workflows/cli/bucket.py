@@ -33,11 +33,11 @@ def list_runs(
     """List the newest runs: recipe, state, last step, loss, age."""
     from stagecoach_workflows.bucket import runs
 
-    rows = runs.list_runs(_open(store), limit, since)
+    rows = runs.list_runs(open_bucket(store), limit, since)
     if json_output:
-        _echo_json(runs.as_json(rows))
+        echo_json(runs.as_json(rows))
         return
-    _echo_table(
+    echo_table(
         ("run", "recipe", "state", "step", "loss", "age"),
         [(row.run_id, row.recipe, row.state, row.step, _number(row.loss), _age(row.age_seconds)) for row in rows],
     )
@@ -46,22 +46,35 @@ def list_runs(
 def show(run_id: options.RunArgument, store: options.Store = "", json_output: AsJson = False) -> None:
     """Show one run: what was planned and why, what it made, how long it took."""
     from stagecoach_workflows.bucket import runs
+    from stagecoach_workflows.bucket.releases import offer_outcome
 
-    opened = _open(store)
+    opened = open_bucket(store)
     plan, rows = runs.show_run(opened, run_id)
+    outcome = offer_outcome(opened, plan)
     if json_output:
-        _echo_json({"plan": plan.model_dump(mode="json"), "tasks": runs.as_json(rows)})
+        released = None if outcome is None else {"name": outcome.name, **outcome.release.model_dump(mode="json")}
+        state = runs.state_of(opened, plan)
+        echo_json(
+            {
+                "plan": plan.model_dump(mode="json"),
+                "state": state,
+                "tasks": runs.as_json(rows),
+                "release": released,
+            }
+        )
         return
     typer.echo(
         f"{plan.run_id}  recipe {plan.recipe.get('name')}  {runs.state_of(opened, plan)}  {runs.utc(plan.created_unix_seconds)}"
     )
-    _echo_table(
+    echo_table(
         ("task", "decision", "state", "output", "bytes", "seconds", "why"),
         [(row.task, row.decision, row.state, row.output, row.size_bytes, row.seconds, row.reason) for row in rows],
     )
     for row in rows:
         if row.message:
             typer.echo(f"{row.task}: {row.message}")
+    if outcome is not None:
+        typer.echo(outcome.sentence())
 
 
 def compare(
@@ -70,11 +83,11 @@ def compare(
     """Show side by side every recipe field, key and measured value in which two runs differ."""
     from stagecoach_workflows.bucket import runs
 
-    rows = runs.compare_runs(_open(store), first, second)
+    rows = runs.compare_runs(open_bucket(store), first, second)
     if json_output:
-        _echo_json([{"name": name, "first": left, "second": right} for name, left, right in rows])
+        echo_json([{"name": name, "first": left, "second": right} for name, left, right in rows])
         return
-    _echo_table(("value", first, second), rows)
+    echo_table(("value", first, second), rows)
 
 
 def lineage(output: Output, store: options.Store = "", json_output: AsJson = False) -> None:
@@ -82,9 +95,9 @@ def lineage(output: Output, store: options.Store = "", json_output: AsJson = Fal
     from stagecoach_workflows.bucket.lineage import lineage as trace
     from stagecoach_workflows.bucket.lineage import walk
 
-    root = trace(_open(store), output)
+    root = trace(open_bucket(store), output)
     if json_output:
-        _echo_json(asdict(root))
+        echo_json(asdict(root))
         return
     for depth, node in walk(root):
         role = f"{node.role}: " if node.role else ""
@@ -108,11 +121,11 @@ def verify(
     from stagecoach.errors import DataError
     from stagecoach_workflows.bucket.verify import output_prefixes, verify_output
 
-    opened = _open(store)
+    opened = open_bucket(store)
     folders = [name.rstrip("/") + "/" for name in outputs or ()] or list(output_prefixes(opened))
     problems = [problem for folder in folders for problem in verify_output(opened, folder)]
     if json_output:
-        _echo_json([asdict(problem) for problem in problems])
+        echo_json([asdict(problem) for problem in problems])
     else:
         for problem in problems:
             typer.echo(f"{problem.prefix}{problem.name}: {problem.sentence}")
@@ -131,14 +144,14 @@ def gc(
     """Find outputs that no kept run, live run or release needs; --delete removes them, manifests first."""
     from stagecoach_workflows.bucket.gc import delete_garbage, plan_gc
 
-    opened = _open(store)
+    opened = open_bucket(store)
     plan = plan_gc(opened, keep)
     if json_output:
-        _echo_json(
+        echo_json(
             {"garbage": [asdict(item) for item in plan.garbage], "kept": plan.kept, "size_bytes": plan.size_bytes}
         )
     else:
-        _echo_table(("folder", "bytes", "why"), [(item.prefix, item.size_bytes, item.reason) for item in plan.garbage])
+        echo_table(("folder", "bytes", "why"), [(item.prefix, item.size_bytes, item.reason) for item in plan.garbage])
         typer.echo(
             f"{len(plan.garbage)} folders, {plan.size_bytes} bytes, {len(plan.uploads)} interrupted uploads;"
             f" {len(plan.kept)} outputs are needed"
@@ -147,18 +160,20 @@ def gc(
         typer.echo(f"deleted {delete_garbage(opened, plan)} objects")
 
 
-def _open(store: str) -> ObjectStore:
+def open_bucket(store: str) -> ObjectStore:
+    """Open the store that ``--store`` names, the folder .run/store without it."""
     from stagecoach.settings import Settings
     from stagecoach.storage.open import open_store
 
     return open_store(store or str(options.DEFAULT_WORK / "store"), Settings.from_environ())
 
 
-def _echo_json(value: Any) -> None:
+def echo_json(value: Any) -> None:
+    """Print JSON with sorted keys."""
     typer.echo(json.dumps(value, indent=1, sort_keys=True))
 
 
-def _echo_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+def echo_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     """Print columns apart by two spaces, as wide as their widest cell; never cut, so that scripts can read it."""
     cells = [head, *(tuple("-" if cell is None else str(cell) for cell in row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]

@@ -6,7 +6,6 @@ traceback.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import Exit, TyperException
 
-from stagecoach_workflows.cli import cluster, doctor, render, run
+from stagecoach_workflows.cli import bucket, cluster, doctor, releases, render, run
 
 _USAGE_EXIT_CODE = 78
 _INTERRUPTED_EXIT_CODE = 130
@@ -27,10 +26,8 @@ commands = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # drawing help with rich costs as much as everything else together
 )
-for module in (run, render, cluster, doctor):
+for module in (run, render, cluster, doctor, bucket, releases):
     module.register(commands)
-if importlib.util.find_spec("stagecoach_workflows.cli.bucket") is not None:
-    importlib.import_module("stagecoach_workflows.cli.bucket").register(commands)
 
 
 @commands.callback()

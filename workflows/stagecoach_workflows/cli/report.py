@@ -12,6 +12,7 @@ from stagecoach.plan_file import Plan
 from stagecoach.recipe.recipe import Recipe
 from stagecoach.storage.base import ObjectStore
 from stagecoach_workflows.answers import Answer
+from stagecoach_workflows.bucket.releases import offer_outcome
 from stagecoach_workflows.summary import human_bytes, losses, results
 
 _SHOWN_ANSWERS = 3
@@ -55,6 +56,9 @@ def show_results(console: Console, store: ObjectStore, plan: Plan, recipe: Recip
     console.print(
         f"exported model: {store.url.rstrip('/')}/{plan.tasks['export'].output}", highlight=False, soft_wrap=True
     )
+    outcome = offer_outcome(store, plan)
+    if outcome is not None:
+        console.print(Text(outcome.sentence(), style="yellow" if outcome.release.outcome == "refused" else "green"))
 
 
 def show_answers(console: Console, answers: Sequence[Answer]) -> None:

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from stagecoach.errors import MissingInputError, StoreDenied, StoreError, StoreUnavailable
+from stagecoach.errors import CorruptObjectError, MissingInputError, StoreDenied, StoreError, StoreUnavailable
 from stagecoach.outputs import Output
 from stagecoach.paths import finished_prefix, manifest_key, plan_key
 from stagecoach.plan_file import Plan, TaskPlan
 from stagecoach.records import write_numbered, write_record
+from stagecoach.releases import Release, append_release
 from stagecoach.storage.local import LocalStore
 from stagecoach_workflows.bucket.gc import GRACE_SECONDS, delete_garbage, plan_gc
 from stagecoach_workflows.bucket.lineage import lineage, walk
@@ -142,10 +143,18 @@ def test_gc_keeps_what_the_newest_runs_and_releases_need(store: LocalStore, tmp_
     _output(store, tmp_path, "packed/m-4/")
     _plan(store, OLD_RUN, created=0.0, pack="packed/m-3/")
     _plan(store, NEW_RUN, created=0.0, pack="packed/m-4/")
-    write_numbered(store, "releases/chat/", {"export": "exports/m-2/"})
+    append_release(store, "chat", {}, Release(outcome="promoted", candidate="exports/m-2/", export="exports/m-2/"))
     plan = plan_gc(store, keep_runs=1, now_unix_seconds=_later())
     assert [item.prefix for item in plan.garbage] == ["packed/m-3/"]
     assert set(plan.kept) == {"packed/m-4/", "exports/m-2/", "native/m-1/"}
+
+
+def test_gc_deletes_nothing_when_a_release_cannot_be_read(store: LocalStore, tmp_path: Path) -> None:
+    _output(store, tmp_path, "exports/m-2/")
+    append_release(store, "chat", {}, Release(outcome="promoted", candidate="exports/m-2/", export="exports/m-2/"))
+    store.put("releases/chat/0002.json", b"{")
+    with pytest.raises(CorruptObjectError, match="releases/chat/0002.json"):
+        plan_gc(store, keep_runs=0, now_unix_seconds=_later())
 
 
 def test_gc_spares_a_live_run_and_everything_young(store: LocalStore, tmp_path: Path) -> None:
