@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from stagecoach.errors import MissingInputError
 
@@ -27,11 +26,6 @@ _TOKENIZER_FILES = frozenset(
         "chat_template.jinja",
     }
 )
-_SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
 
 
 def model_files(paths: Iterable[str], origin: str) -> list[str]:
@@ -81,39 +75,16 @@ def tokenizer_files(paths: Iterable[str], origin: str) -> list[str]:
     return chosen
 
 
-def data_files(
-    paths: Iterable[str],
-    origin: str,
-    *,
-    config: str | None = None,
-    split: str | None = None,
-    card_configs: Sequence[Mapping[str, Any]] = (),
-) -> list[str]:
-    """Return the chat files of a data source, sorted.
-
-    Args:
-        paths: Every path of the source.
-        origin: The source, for errors.
-        config: Hub data sets: the subset; None takes the default one.
-        split: Hub data sets: the split; None takes every split.
-        card_configs: The ``configs`` of the data set's card, which name the files of subsets and splits; where the
-            card is silent, folder and file names decide, as on the Hub.
+def data_files(paths: Iterable[str], origin: str) -> list[str]:
+    """Return the chat files of a folder or prefix, sorted.
 
     Raises:
-        MissingInputError: No file is left.
+        MissingInputError: There is none.
     """
     every = sorted(path for path in paths if _DATA.fullmatch(path) and not _NO_DATA.fullmatch(path.rsplit("/", 1)[-1]))
-    if card_configs:
-        every = _by_card(every, origin, config, split, card_configs)
-    else:
-        if config is not None:
-            every = [path for path in every if config in re.split(r"[/.]", path)]
-        if split is not None:
-            every = [path for path in every if _split_of(path) == split]
     if not every:
-        wanted = "".join(f", {what} {name!r}" for what, name in (("config", config), ("split", split)) if name)
         raise MissingInputError(
-            f"{origin}: expected chat files (.jsonl, .json or .parquet, also .gz or .zst{wanted}), found {_some(paths)}"
+            f"{origin}: expected chat files (.jsonl, .json or .parquet, also .gz or .zst), found {_some(paths)}"
         )
     return every
 
@@ -146,44 +117,6 @@ def _check_all_parts(files: set[str], origin: str) -> None:
             raise MissingInputError(
                 f"{origin}: expected {int(count)} files of weights, missing {', '.join(missing[:3])}"
             )
-
-
-def _split_of(path: str) -> str | None:
-    words = re.split(r"[^a-z0-9]+", path.lower())
-    for split, spellings in _SPLIT_WORDS.items():
-        if any(word in spellings for word in words):
-            return split
-    return path.rsplit("/", 1)[-1].split(".")[0].split("-0")[0]
-
-
-def _by_card(
-    every: list[str], origin: str, config: str | None, split: str | None, card_configs: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    names = [str(row.get("config_name", "default")) for row in card_configs]
-    defaults = [name for name, row in zip(names, card_configs, strict=True) if row.get("default")]
-    chosen = config or (defaults[0] if defaults else "default" if "default" in names else names[0])
-    if chosen not in names:
-        raise MissingInputError(f"{origin}: expected a config of this data set ({', '.join(names)}), got {chosen!r}")
-    splits = _card_splits(card_configs[names.index(chosen)].get("data_files"))
-    if not splits:
-        return every
-    if split is not None and split not in splits:
-        raise MissingInputError(f"{origin}: expected a split of config {chosen!r} ({', '.join(splits)}), got {split!r}")
-    patterns = [pattern for name, group in splits.items() if split in (None, name) for pattern in group]
-    return [path for path in every if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)]
-
-
-def _card_splits(value: Any) -> dict[str, list[str]]:
-    """Read the forms of a card's ``data_files``: one pattern, a list of patterns, or rows of split and path."""
-    if isinstance(value, str):
-        return {"train": [value]}
-    if not isinstance(value, list):
-        return {}
-    splits: dict[str, list[str]] = {}
-    for row in value:
-        split, path = (str(row.get("split", "train")), row.get("path")) if isinstance(row, Mapping) else ("train", row)
-        splits.setdefault(split, []).extend([path] if isinstance(path, str) else [str(item) for item in path or ()])
-    return splits
 
 
 def _some(paths: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from stagecoach import source_files
 from stagecoach.demo.chat import FILE_NAME, demo_chat_bytes, demo_chat_sha256
 from stagecoach.errors import ConfigError, MissingInputError
+from stagecoach.hub_datasets import hub_data_files
 from stagecoach.recipe.download import (
     DownloadDataConfig,
     DownloadModelConfig,
@@ -89,7 +90,7 @@ def data_config(source: Source, settings: Settings, list_hub: HubLister) -> Down
     if getattr(source, "files", ()):
         paths = listing.matching(source)
     elif isinstance(source, HubSource):
-        paths = source_files.data_files(
+        paths = hub_data_files(
             listing.paths,
             listing.origin,
             config=source.config,

@@ -49,15 +49,9 @@ def task_configs(recipe: Recipe, settings: Settings, list_hub: HubLister) -> dic
         MissingInputError: A source does not exist or lacks files.
         UnavailableError: The Hub or an S3 store does not answer.
     """
-    model = recipe.model
-    configs: dict[str, Section] = {
-        "download-model": model_config(model.source, settings, list_hub),
-        "download-tokenizer": tokenizer_config(model.tokenizer or model.source, model.chat_format, settings, list_hub),
-    }
-    for source in recipe.data.sources:
-        configs[f"download-data-{source.name}"] = data_config(source.source, settings, list_hub)
     return {
-        **configs,
+        "download-model": model_config(recipe.model.source, settings, list_hub),
+        **source_configs(recipe, settings, list_hub),
         "convert": recipe.convert,
         "shard": recipe.shard,
         "pack": PackTaskConfig(data=recipe.data, pack=recipe.pack),
@@ -66,10 +60,23 @@ def task_configs(recipe: Recipe, settings: Settings, list_hub: HubLister) -> dic
     }
 
 
+def source_configs(recipe: Recipe, settings: Settings, list_hub: HubLister) -> dict[str, Section]:
+    """Return the resolved configs of the tasks that bring tokenizer and chat data; raises as ``task_configs`` does."""
+    model = recipe.model
+    configs: dict[str, Section] = {
+        "download-tokenizer": tokenizer_config(model.tokenizer or model.source, model.chat_format, settings, list_hub)
+    }
+    for source in recipe.data.sources:
+        configs[f"download-data-{source.name}"] = data_config(source.source, settings, list_hub)
+    return configs
+
+
 def candidates(recipe: Recipe, configs: Mapping[str, Section]) -> dict[str, Candidate]:
-    """Return every task with its key and folders, in an order in which they may run."""
+    """Return every task of ``configs`` with its key and folders, in an order in which they may run."""
     found: dict[str, Candidate] = {}
     for task, node in task_nodes([source.name for source in recipe.data.sources]).items():
+        if task not in configs:
+            continue
         config = configs[task]
         input_keys = {name: found[other].key for name, other in node.key_inputs.items()}
         if task == "export" and recipe.export.iteration == "best":

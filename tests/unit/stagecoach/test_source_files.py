@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from stagecoach.errors import MissingInputError
@@ -90,35 +88,16 @@ def test_documents_and_tokenizer_files() -> None:
         tokenizer_files(["a"], "m")
 
 
-CODE_ACT = ["README.md", "data/codeact-00000-of-00001.parquet", "data/general-00000-of-00002.parquet", "x.png"]
-
-
-def test_a_split_is_found_by_file_name() -> None:
-    assert data_files(CODE_ACT, "d", split="codeact") == ["data/codeact-00000-of-00001.parquet"]
-    assert len(data_files(CODE_ACT, "d")) == 2
-    assert data_files(["train.jsonl", "val.jsonl", "dataset_infos.json"], "d", split="validation") == ["val.jsonl"]
-
-
-def test_a_card_names_the_files_of_config_and_split() -> None:
-    card: list[dict[str, Any]] = [
-        {"config_name": "small", "data_files": "small/*.jsonl"},
-        {
-            "config_name": "full",
-            "default": True,
-            "data_files": [{"split": "train", "path": ["a.jsonl", "b.jsonl"]}, {"split": "test", "path": "c.jsonl"}],
-        },
+def test_every_chat_file_of_a_folder_is_taken() -> None:
+    assert data_files(["b.jsonl.gz", "a/x.parquet", "README.md", "dataset_infos.json"], "d") == [
+        "a/x.parquet",
+        "b.jsonl.gz",
     ]
-    paths = ["a.jsonl", "b.jsonl", "c.jsonl", "small/x.jsonl"]
-    assert data_files(paths, "d", card_configs=card) == ["a.jsonl", "b.jsonl", "c.jsonl"]
-    assert data_files(paths, "d", split="test", card_configs=card) == ["c.jsonl"]
-    assert data_files(paths, "d", config="small", card_configs=card) == ["small/x.jsonl"]
-    with pytest.raises(MissingInputError, match=r"expected a split of config 'full' \(train, test\), got 'dev'"):
-        data_files(paths, "d", split="dev", card_configs=card)
 
 
 def test_no_chat_file_is_an_error_that_says_what_was_found() -> None:
-    with pytest.raises(MissingInputError, match=r"split 'test'.*, found README\.md, data/codeact"):
-        data_files(CODE_ACT, "d", split="test")
+    with pytest.raises(MissingInputError, match=r"d: expected chat files .*, found README\.md"):
+        data_files(["README.md"], "d")
 
 
 def test_every_pattern_must_match_something() -> None:
