@@ -19,9 +19,11 @@ from tests.distributed.training_cases import Arrays, assemble, config_of, tiny_s
 
 FSDP = {"data_parallel_kind": "fsdp"}
 WITHOUT_SP = {"sequence_parallel": False}
+ZERO_BUBBLE = {"zero_bubble": True}
 TWO_RANKS: list[dict[str, Any]] = [
     {"tensor_parallel": 2},
     {"pipeline_parallel": 2},
+    {"pipeline_parallel": 2, **ZERO_BUBBLE},
     {"data_parallel": 2, **FSDP},
     {"data_parallel": 2},
 ]
@@ -37,6 +39,10 @@ MORE: list[dict[str, Any]] = [
     {"data_parallel": 2, "pipeline_parallel": 2},
     {"data_parallel": 2, "pipeline_parallel": 2, "virtual_stages": 2, **FSDP},
     {"tensor_parallel": 2, "pipeline_parallel": 2, "virtual_stages": 2},
+    {"pipeline_parallel": 2, "virtual_stages": 2, **ZERO_BUBBLE},
+    {"pipeline_parallel": 4, **ZERO_BUBBLE},
+    {"tensor_parallel": 2, "pipeline_parallel": 2, **ZERO_BUBBLE},
+    {"data_parallel": 2, "tensor_parallel": 2, "pipeline_parallel": 2, "virtual_stages": 2, **ZERO_BUBBLE},
     {"data_parallel": 2, "tensor_parallel": 2, "pipeline_parallel": 2},
     {"data_parallel": 2, "tensor_parallel": 2, "pipeline_parallel": 2, "virtual_stages": 2, **FSDP},
 ]

@@ -38,6 +38,9 @@ class Layout(Section):
     """Ranks that hold consecutive layers."""
     virtual_stages: PositiveInt = placement(1)
     """Pieces of consecutive layers that one pipeline rank holds; above 1 the schedule is interleaved."""
+    zero_bubble: bool = placement(False)
+    """Pipelines: make the weights' gradients where a rank would wait otherwise; holds more activations, and blocks are
+    not compiled."""
     sequence_parallel: bool = placement(True)
     """Share norms and residual stream over the tensor-parallel ranks by tokens; without effect at tensor_parallel 1."""
     data_parallel_kind: Literal["sharded_optimizer", "fsdp"] = placement("sharded_optimizer")
@@ -50,6 +53,17 @@ class Layout(Section):
             raise ValueError(
                 f"virtual_stages is {self.virtual_stages} but pipeline_parallel is 1: interleaving needs at least two "
                 "pipeline ranks; set virtual_stages to 1 or pipeline_parallel to 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _zero_bubble(self) -> Layout:
+        if self.zero_bubble and self.pipeline_parallel == 1:
+            raise ValueError("zero_bubble is set but pipeline_parallel is 1: there is no bubble; remove zero_bubble")
+        if self.zero_bubble and self.data_parallel_kind == "fsdp" and self.data_parallel > 1:
+            raise ValueError(
+                "zero_bubble cannot be used with data_parallel_kind fsdp, which reduces a layer's gradients at the end"
+                " of its backward pass; use sharded_optimizer"
             )
         return self
 
@@ -187,6 +201,11 @@ class TrainConfig(Section):
             raise ValueError("both warmup_steps and warmup_share are given; remove one of them")
         if self.moments_dtype == "fp64" and self.compute_dtype != "fp64":
             raise ValueError("moments_dtype fp64 needs compute_dtype fp64; use fp32 or bf16")
+        if self.layout.zero_bubble and self.gpus and self.compile_blocks:
+            raise ValueError(
+                "layout.zero_bubble cuts backward passes in two, which a compiled block cannot; set compile_blocks to"
+                " false or zero_bubble to false"
+            )
         world_size = self.layout.world_size
         if self.gpus and world_size != self.nodes * self.gpus:
             raise ValueError(

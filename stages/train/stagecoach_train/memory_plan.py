@@ -163,6 +163,10 @@ def _plan_for(config: TrainConfig, spec: ModelSpec, num_tokens: int, k: int, cap
         kept = sum(kept_bytes_per_token(spec, config, mode) for mode in chosen) * num_tokens
         alive = _micro_batches_alive(config, k, pp_rank)
         activations = kept * alive // layout.virtual_stages
+        if layout.zero_bubble:
+            # Products that wait keep their input and their output's gradient: as much as a layer in mode "none" keeps.
+            waiting = kept_bytes_per_token(spec, config, "none") * len(layers) * num_tokens
+            activations += waiting * (pp_rank + 1) // layout.virtual_stages
         if not _accumulates(config, k):
             # Without accumulation gradients appear as activations go: only what is larger counts.
             fixed["gradients"] = max(0, fixed["gradients"] - activations)

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from stagecoach.recipe.train import RecomputeMode
 from stagecoach_train.model import attention
 from stagecoach_train.model.attention import Backend, Documents
-from stagecoach_train.model.blocks import BlockDims, BlockWeights, Exchange, decoder_block
+from stagecoach_train.model.blocks import BlockDims, BlockWeights, Exchange, Product, decoder_block
 from stagecoach_train.model.recompute import Function, with_recompute
 from stagecoach_train.model.rope import Rotary
 from stagecoach_train.model.transformer import RunBlock
@@ -31,12 +32,14 @@ class RunOptions:
         gate_up_rows: Rows of this rank's gate/up matrix.
         regather: Gather tensor-parallel inputs again in the backward pass.
         compile_backend: Name of torch.compile's backend; None runs eagerly.
+        product: How inputs and weights are multiplied.
     """
 
     backend: Backend
     gate_up_rows: int
     regather: bool
     compile_backend: str | None
+    product: Product = F.linear
 
 
 class BlockRunner:
@@ -71,7 +74,7 @@ class BlockRunner:
 
     def _block(self) -> Function:
         """Return the block as a function of plain tensors, which compile and checkpoint take best."""
-        dims, exchange, backend = self.dims, self.exchange, self.options.backend
+        dims, exchange, options = self.dims, self.exchange, self.options
 
         def block(
             x_SE: torch.Tensor,
@@ -92,10 +95,10 @@ class BlockRunner:
         ) -> torch.Tensor:
             def attend(q_THD: torch.Tensor, k_TGD: torch.Tensor, v_TGD: torch.Tensor) -> torch.Tensor:
                 documents = Documents(cu_seqlens, max_seqlen, spans)
-                return attention.attend(q_THD, k_TGD, v_TGD, documents, dims.window, backend)
+                return attention.attend(q_THD, k_TGD, v_TGD, documents, dims.window, options.backend)
 
             weights = BlockWeights(attention_norm, qkv, output, mlp_norm, gate_up, down, qkv_bias, q_norm, k_norm)
-            return decoder_block(x_SE, weights, cos_T1F, sin_T1F, dims, attend, exchange)
+            return decoder_block(x_SE, weights, cos_T1F, sin_T1F, dims, attend, exchange, options.product)
 
         return block
 

@@ -11,6 +11,7 @@ q, k, v, q .. q, k, v.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -31,6 +32,10 @@ class Exchange(Protocol):
 
     def leave(self, x_TE: torch.Tensor) -> torch.Tensor:
         """Add up the partial outputs of a column-cut product: [T, E] -> [S, E]."""
+
+
+Product = Callable[..., torch.Tensor]
+"""Multiplies as `F.linear` does: input, weight, optional bias."""
 
 
 class Attend(Protocol):
@@ -78,19 +83,20 @@ def decoder_block(
     dims: BlockDims,
     attend: Attend,
     exchange: Exchange,
+    product: Product = F.linear,
 ) -> torch.Tensor:
     """Return the block's output [S, E] in x's dtype."""
     h_TE = exchange.enter(rms_norm(x_SE, weights.attention_norm, dims.norm_eps))
-    q_THD, k_TGD, v_TGD = split_heads(F.linear(h_TE, weights.qkv, weights.qkv_bias), dims)
+    q_THD, k_TGD, v_TGD = split_heads(product(h_TE, weights.qkv, weights.qkv_bias), dims)
     if weights.q_norm is not None and weights.k_norm is not None:
         q_THD = rms_norm(q_THD, weights.q_norm, dims.norm_eps)
         k_TGD = rms_norm(k_TGD, weights.k_norm, dims.norm_eps)
     o_THD = attend(rotate(q_THD, cos_T1F, sin_T1F), rotate(k_TGD, cos_T1F, sin_T1F), v_TGD)
-    x_SE = x_SE + exchange.leave(F.linear(o_THD.flatten(1), weights.output))
+    x_SE = x_SE + exchange.leave(product(o_THD.flatten(1), weights.output))
 
     h_TE = exchange.enter(rms_norm(x_SE, weights.mlp_norm, dims.norm_eps))
-    gate, up = F.linear(h_TE, weights.gate_up).chunk(2, dim=-1)
-    return x_SE + exchange.leave(F.linear(F.silu(gate) * up, weights.down))
+    gate, up = product(h_TE, weights.gate_up).chunk(2, dim=-1)
+    return x_SE + exchange.leave(product(F.silu(gate) * up, weights.down))
 
 
 def split_heads(qkv: torch.Tensor, dims: BlockDims) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

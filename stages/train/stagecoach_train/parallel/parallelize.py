@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from stagecoach.architectures.registry import ModelSpec, TensorSpec, native_tensors
@@ -34,6 +35,7 @@ from stagecoach_train.parallel.fsdp import ShardedWeights, shard_stages
 from stagecoach_train.parallel.mesh import Mesh
 from stagecoach_train.parallel.parameters import LocalParameter, shard_rows
 from stagecoach_train.parallel.tensor_parallel import TensorParallel, tensor_parallel
+from stagecoach_train.parallel.weights_apart import WeightsApart
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,14 @@ class ParallelModel:
         parameters: All of this rank's parameters.
         gradients: Where their gradients gather.
         exchange: What tensor-parallel ranks tell each other.
+        apart: Collects the weights' half of a backward pass for a zero-bubble pipeline; None without one.
     """
 
     stages: list[Stage]
     parameters: list[LocalParameter]
     gradients: Gradients
     exchange: TensorParallel
+    apart: WeightsApart | None
 
 
 def parallelize(
@@ -79,7 +83,8 @@ def parallelize(
     exchange = tensor_parallel(mesh.tp_constants, sequence_parallel=layout.sequence_parallel)
     dtype = weights_dtype(config, mesh)
     weights = {local.name: nn.Parameter(torch.zeros(local.local_shape, dtype=dtype, device=device)) for local in cut}
-    runner = _block_runner(config, spec, exchange, device, compile_backend)
+    apart = WeightsApart() if layout.zero_bubble else None
+    runner = _block_runner(config, spec, exchange, device, compile_backend, apart)
     stages = _stages(
         config, spec, mesh, weights, _vocabulary(cut, exchange), lambda layer: runner.for_mode(recompute[layer])
     )
@@ -90,7 +95,7 @@ def parallelize(
     gradients = _gradients(
         config, mesh, parameters, stages, device, is_sharded=is_sharded, num_micro_batches=num_micro_batches
     )
-    return ParallelModel(stages, parameters, gradients, exchange)
+    return ParallelModel(stages, parameters, gradients, exchange, apart)
 
 
 def rank_layout(config: TrainConfig) -> RankLayout:
@@ -107,23 +112,29 @@ def weights_dtype(config: TrainConfig, mesh: Mesh) -> torch.dtype:
     return compute_dtype
 
 
-def attention_backend(config: TrainConfig, device: torch.device) -> Backend:
-    """Resolve "auto" for this device and dtype: FlashAttention knows the half-width types only.
+def attention_backend(config: TrainConfig, head_dim: int, device: torch.device) -> Backend:
+    """Resolve "auto" for this device and model: FlashAttention knows half-width types and multiples of 8 only.
 
     Raises:
-        ConfigError: A FlashAttention backend is asked for with a dtype that it does not have, or flash-attn-4 where it
-            is not installed.
+        ConfigError: A FlashAttention backend is asked for with a dtype or a head size that it does not have, or
+            flash-attn-4 where it is not installed.
     """
     if device.type == "cuda" and config.attention in ("varlen", "fa4") and config.compute_dtype != "bf16":
         raise ConfigError(
             f"train.attention {config.attention!r} needs train.compute_dtype bf16, got {config.compute_dtype};"
             " use auto or sdpa"
         )
+    if device.type == "cuda" and config.attention in ("varlen", "fa4") and head_dim % 8:
+        raise ConfigError(
+            f"train.attention {config.attention!r} needs a head size that is a multiple of 8, got {head_dim};"
+            " use auto or sdpa"
+        )
     if config.attention == "fa4" and device.type == "cuda" and (problem := flash4_problem()):
         raise ConfigError(f"train.attention 'fa4' cannot be used: {problem}; use auto")
     if config.attention != "auto":
         return config.attention
-    return "varlen" if device.type == "cuda" and config.compute_dtype == "bf16" else "sdpa"
+    flash = device.type == "cuda" and config.compute_dtype == "bf16" and head_dim % 8 == 0
+    return "varlen" if flash else "sdpa"
 
 
 def block_dims(spec: ModelSpec) -> BlockDims:
@@ -141,14 +152,29 @@ def _vocabulary(cut: list[LocalTensor], exchange: TensorParallel) -> VocabularyS
 
 
 def _block_runner(
-    config: TrainConfig, spec: ModelSpec, exchange: TensorParallel, device: torch.device, compile_backend: str | None
+    config: TrainConfig,
+    spec: ModelSpec,
+    exchange: TensorParallel,
+    device: torch.device,
+    compile_backend: str | None,
+    apart: WeightsApart | None,
 ) -> BlockRunner:
-    """Gather what all layers have in common."""
+    """Gather what all layers have in common.
+
+    Raises:
+        ConfigError: Compiled blocks were asked for with zero-bubble.
+    """
+    if apart is not None and compile_backend is not None:
+        raise ConfigError(
+            "layout.zero_bubble cuts backward passes in two, which a compiled block cannot; set train.compile_blocks to"
+            " false or layout.zero_bubble to false"
+        )
     options = RunOptions(
-        backend=attention_backend(config, device),
+        backend=attention_backend(config, spec.head_dim, device),
         gate_up_rows=2 * spec.intermediate_size // exchange.size,
         regather=config.regather_activations,
         compile_backend=compile_backend,
+        product=F.linear if apart is None else apart.product,
     )
     return BlockRunner(block_dims(spec), exchange, options)
 

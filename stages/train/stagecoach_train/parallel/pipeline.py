@@ -24,7 +24,8 @@ from stagecoach_train.optimizer import DTYPES
 from stagecoach_train.parallel.fsdp import drop_gathered_weights
 from stagecoach_train.parallel.mesh import Mesh
 from stagecoach_train.parallel.parallelize import ParallelModel
-from stagecoach_train.parallel.schedules import Action, one_forward_one_backward
+from stagecoach_train.parallel.schedules import Action, one_forward_one_backward, with_weights_apart
+from stagecoach_train.parallel.weights_apart import Waiting, make_weight_gradients
 
 
 class Pipeline(Protocol):
@@ -114,6 +115,7 @@ class PipelineRank:
         self.dtype = DTYPES[config.compute_dtype]
         self.token_share = model.exchange.size if config.layout.sequence_parallel else 1
         self.edges = Edges(mesh)
+        self.apart = model.apart
         self.num_ranks = mesh.topology.pipeline_parallel
         self._compiled = False
 
@@ -125,8 +127,11 @@ class PipelineRank:
             num_micro_batches=len(batches),
             stages_per_rank=len(self.stages),
         )
+        if self.apart is not None:
+            actions = with_weights_apart(actions, behind=self.mesh.at.pp)
         loss = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
         alive: dict[tuple[int, int], tuple[torch.Tensor | None, torch.Tensor]] = {}
+        waiting: dict[tuple[int, int], Waiting] = {}
         for action, message in self._with_messages(actions, batches):
             key = (action.stage, action.micro_batch)
             if action.is_forward:
@@ -134,8 +139,12 @@ class PipelineRank:
                 alive[key] = (message, output)
                 if self.stages[action.stage].is_last:
                     loss += output.detach()
-            else:
+            elif action.kind == "backward":
                 self._backward(*alive.pop(key), message)
+                if self.apart is not None:
+                    waiting[key] = self.apart.take()
+            else:
+                make_weight_gradients(waiting.pop(key))
         self.edges.finish_sending()
         self._compiled = True
         return loss
@@ -178,7 +187,7 @@ class PipelineRank:
 
     def _ask(self, action: Action, batch: StreamBatch) -> tuple[dist.Work | None, torch.Tensor | None]:
         stage = self.stages[action.stage]
-        if stage.is_first if action.is_forward else stage.is_last:
+        if action.kind == "weights" or (stage.is_first if action.is_forward else stage.is_last):
             return None, None
         message = self._buffer(batch)
         return self.edges.start_receiving("activation" if action.is_forward else "gradient", message), message

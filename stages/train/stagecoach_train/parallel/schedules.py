@@ -1,4 +1,4 @@
-"""In which order one pipeline rank does its forward and backward passes: 1F1B, plain or interleaved.
+"""In which order one pipeline rank does its forward and backward passes: 1F1B, plain or interleaved, or zero-bubble.
 
 The order by example:
 
@@ -12,11 +12,22 @@ The order by example:
     A rank holds activations of at most as many micro-batches as it is ahead plus one, however many there are.
     Interleaved, each rank holds several shorter stages (rank 0: layers 0-1 and 4-5, rank 1: 2-3 and 6-7) and the idle
     time at both ends shrinks by that factor (Narayanan et al. 2021, section 2.2).
+
+    Zero-bubble cuts a backward pass in two: the half that the rank before waits for, and the weights' gradients (A = of
+    micro-batch 0), which fill the gaps (schedule ZB-H1 of Qi et al. 2023). With all three passes equally long, of 4
+    ranks and 6 micro-batches the first one idles 3 passes instead of 9:
+
+      rank 0   0 1 2 3 . . a A 4 b B 5 c C d D e E f F
+      rank 3   . . . 0 a 1 b 2 c 3 d A 4 e B 5 f C D E F
+
+    Rank r does the weights' half r micro-batches late and keeps what that needs for so long.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from stagecoach.errors import ConfigError
 
@@ -26,14 +37,19 @@ class Action:
     """One pass of one micro-batch through one of this rank's stages.
 
     Attributes:
-        is_forward: Forward, else backward.
+        kind: Forward, backward, or the half of a backward pass that makes the weights' gradients.
         stage: Which of this rank's stages, in the order of their layers.
         micro_batch: Which micro-batch of the step.
     """
 
-    is_forward: bool
+    kind: Literal["forward", "backward", "weights"]
     stage: int
     micro_batch: int
+
+    @property
+    def is_forward(self) -> bool:
+        """It is a forward pass."""
+        return self.kind == "forward"
 
 
 def one_forward_one_backward(
@@ -64,14 +80,35 @@ def one_forward_one_backward(
     ahead = min(ahead, total)
 
     def action(position: int, is_forward: bool) -> Action:
+        kind: Literal["forward", "backward"] = "forward" if is_forward else "backward"
         if stages_per_rank == 1:
-            return Action(is_forward, 0, position)
+            return Action(kind, 0, position)
         # Micro-batches go in groups of num_ranks through one stage after the other.
         group, within = divmod(position, num_ranks * stages_per_rank)
         stage, member = divmod(within, num_ranks)
-        return Action(is_forward, stage if is_forward else stages_per_rank - 1 - stage, group * num_ranks + member)
+        return Action(kind, stage if is_forward else stages_per_rank - 1 - stage, group * num_ranks + member)
 
     order = [action(position, True) for position in range(ahead)]
     for position in range(total - ahead):
         order += [action(ahead + position, True), action(position, False)]
     return order + [action(position, False) for position in range(total - ahead, total)]
+
+
+def with_weights_apart(actions: Sequence[Action], *, behind: int) -> list[Action]:
+    """Return the actions with the weights' half of each backward pass on its own, `behind` backward passes later.
+
+    Examples:
+        >>> actions = one_forward_one_backward(num_ranks=2, rank=1, num_micro_batches=3)
+        >>> "".join({"forward": "012", "backward": "abc", "weights": "ABC"}[a.kind][a.micro_batch]
+        ...         for a in with_weights_apart(actions, behind=1))
+        '0a1bA2cBC'
+    """
+    order: list[Action] = []
+    waiting: list[Action] = []
+    for action in actions:
+        order.append(action)
+        if not action.is_forward:
+            waiting.append(Action("weights", action.stage, action.micro_batch))
+        if len(waiting) > behind:
+            order.append(waiting.pop(0))
+    return order + waiting

@@ -50,6 +50,12 @@ def test_three_epochs_and_three_percent_warmup_unless_told_otherwise() -> None:
         ({"gpus": 4, "layout": {"tensor_parallel": 2}}, "the layout has 2 ranks"),
         ({"nodes": 2, "layout": {"data_parallel": 3}}, "3 ranks cannot be divided evenly over 2 nodes"),
         ({"layout": {"virtual_stages": 2}}, "interleaving needs at least two"),
+        ({"layout": {"zero_bubble": True}}, "there is no bubble"),
+        (
+            {"layout": {"zero_bubble": True, "pipeline_parallel": 2, "data_parallel": 2, "data_parallel_kind": "fsdp"}},
+            "use sharded_optimizer",
+        ),
+        ({"gpus": 2, "layout": {"zero_bubble": True, "pipeline_parallel": 2}}, "set compile_blocks to false"),
         ({"betas": (0.9, 1.0)}, "less than 1"),
         ({"learning_rate": 1e-5}, "Extra inputs are not permitted"),
     ],
