@@ -96,6 +96,7 @@ TASKS: dict[str, TaskKind] = {
             stage="pack",
             writes="packed",
             reads={"tokenizer": "download-tokenizer", "data": "download-data"},
+            output_version=2,  # near copies are held out together
             config=PackTaskConfig,
             named_after="data",
         ),

@@ -31,9 +31,11 @@ class PackConfig(Section):
     train_on: TrainOn = result("assistant")
     """Which messages are targets; a message's own ``weight`` of 0 or 1 wins."""
     heldout_share: Annotated[float, Field(ge=0, lt=1)] = result(0.0)
-    """Share of the conversations held out for evaluation, chosen by a stable hash of their messages."""
+    """Share of the conversations held out for evaluation, chosen by a stable hash of their messages: the same ones when
+    data grows. Near copies (letter case, spacing, another system message) go together."""
     heldout_num: NonNegativeInt | None = result(None)
-    """Number of conversations to hold out, instead of a share."""
+    """Number of conversations to hold out, instead of a share: those with the smallest hashes, so that new data may
+    replace some of them."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = result(0)
     """Seed of the order of packs and of conversations inside them."""
 

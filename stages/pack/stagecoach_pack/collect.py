@@ -48,7 +48,7 @@ class Spool:
     """Conversations on disk in the order they were read, with their origins in memory.
 
     The arrays, one item a conversation: ``sources`` uint16, ``files`` uint16 (index into ``file_names``), ``rows``
-    uint64 (from 1), ``digests`` uint8 [n, 16].
+    uint64 (from 1), ``digests`` uint8 [n, 16], ``sides`` uint64 (see ``Conversation.side``).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,6 +59,7 @@ class Spool:
         self._paths = (folder / "conversations.spool", folder / "ids.spool")
         self._body_ends, self._id_ends = array("Q", [0]), array("Q", [0])
         self._sources, self._files, self._rows = array("H"), array("H"), array("Q")
+        self._sides = array("Q")
         self._digests = bytearray()
         self.file_names: list[str] = []
 
@@ -79,6 +80,7 @@ class Spool:
         self._body_ends.append(self._body_ends[-1] + len(body))
         self._id_ends.append(self._id_ends[-1] + len(identity))
         self._digests += digest
+        self._sides.append(conversation.side())
         self._sources.append(source)
         self._files.append(file)
         self._rows.append(row)
@@ -103,10 +105,10 @@ class Spool:
         """Hash of each conversation's messages and tools, [n, 16]."""
         return np.frombuffer(bytes(self._digests), np.uint8).reshape(-1, HASH_BYTES)
 
-    def body_sizes(self) -> npt.NDArray[np.int64]:
-        """Return the bytes of each conversation's JSON, a cheap guess of its length in tokens."""
-        ends = np.array(self._body_ends, np.int64)
-        return ends[1:] - ends[:-1]
+    @property
+    def sides(self) -> npt.NDArray[np.uint64]:
+        """Number of each conversation that decides whether it is held out."""
+        return np.frombuffer(self._sides, np.uint64) if self._sides else np.zeros(0, np.uint64)
 
     def conversations(self, chosen: npt.NDArray[np.int64]) -> Iterator[Conversation]:
         """Yield the conversations of these indices, which ascend."""
@@ -224,6 +226,8 @@ class _SourceCollector:
                     self.counts.rows_usable += 1
             except RowProblem as problem:
                 self.problems.add(file.name, row_number, problem)
+            except RecursionError:
+                self.problems.add(file.name, row_number, RowProblem("nested too deeply", "", "less nesting", "more"))
             if self.counts.rows_read % 1000 == 0:
                 self._on_progress(self.counts.rows_read, f"reading {self._source.name}: {self.counts.rows_read} rows")
 

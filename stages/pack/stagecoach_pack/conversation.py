@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ Message = dict[str, Any]
 """``role`` and ``content`` (text) always; ``tool_calls`` and ``weight`` (0 or 1) where the row has them."""
 
 HASH_BYTES = 16
+_SIDE_BYTES = 8
 
 
 @dataclass(slots=True)
@@ -36,16 +38,33 @@ class Conversation:
         Weights and the row's id do not count for the latter.
 
         Raises:
-            RowProblem: Some text holds a lone surrogate, and so has no UTF-8 form.
+            RowProblem: Some text holds a lone surrogate, and so has no UTF-8 form; or a tool holds what JSON cannot.
         """
         try:
             body = hashed = _dump([self.messages, self.tools])
         except UnicodeEncodeError as error:
             raise RowProblem("lone surrogate", "", "text that has a UTF-8 form", error.object[error.start]) from error
+        except (TypeError, ValueError, RecursionError) as error:  # a date in parquet, NaN, endless nesting
+            raise RowProblem("not JSON", "", "calls and tools of JSON values", str(error)) from error
         if any("weight" in message for message in self.messages):
             messages = [{key: value for key, value in message.items() if key != "weight"} for message in self.messages]
             hashed = _dump([messages, self.tools])
         return body, hashlib.blake2b(hashed, digest_size=HASH_BYTES).digest()
+
+    def side(self) -> int:
+        """Return a number below 2**64 that is equal for conversations which say the same; it decides who is held out.
+
+        Letter case, spacing, the Unicode form of a character, the system message and the tools do not count, so that
+        no near copy of a held-out conversation is trained on.
+        """
+        told = [
+            f"{message['role']}\0{_plain(message['content'])}\0{message.get('tool_calls') or ''}"
+            for message in self.messages
+            if message["role"] != "system"
+        ]
+        told = told or [_plain(message["content"]) for message in self.messages]
+        digest = hashlib.blake2b("\1".join(told).encode("utf-8"), digest_size=_SIDE_BYTES).digest()
+        return int.from_bytes(digest, "big")
 
 
 def conversation_from_json(data: bytes) -> Conversation:
@@ -55,4 +74,10 @@ def conversation_from_json(data: bytes) -> Conversation:
 
 
 def _dump(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode("utf-8")
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False).encode("utf-8")
+
+
+def _plain(text: str) -> str:
+    """Return text without what two copies of it may differ in."""
+    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(folded.split())

@@ -100,8 +100,8 @@ class Cutter:
 
 
 def _untrain_end_of_cut_turn(trained: npt.NDArray[np.bool_], cut: int) -> None:
-    """If the cut goes through a trained turn, leave the token that ends this turn untrained."""
-    if not (trained[cut - 1] and trained[cut]):
+    """If the cut parts a trained turn from its beginning or its header, leave the token that ends it untrained."""
+    if not trained[cut]:
         return
     behind = np.flatnonzero(~trained[cut:])
     last = cut + int(behind[0]) - 1 if len(behind) else len(trained) - 1

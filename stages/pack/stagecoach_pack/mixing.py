@@ -1,8 +1,9 @@
 """Decides which conversations are trained on, how often, and which are held out: duplicates out, then hold out, then
 mix.
 
-Held out is decided by a hash of the messages alone, so a conversation stays on its side when data is added or
-reordered.
+Held out is decided by a hash of what is said alone (``Conversation.side``), so near copies go together, and under
+``heldout_share`` a conversation stays on its side when data is added or reordered. ``heldout_num`` takes the smallest
+hashes, so that new data may replace some of them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def select(
     sources: Sequence[DataSource],
     source_of: npt.NDArray[np.uint16],
     digests: npt.NDArray[np.uint8],
+    sides: npt.NDArray[np.uint64],
     pack: PackConfig,
     *,
     remove_duplicates: bool,
@@ -49,6 +51,7 @@ def select(
         sources: The recipe's sources, with their rows and weights.
         source_of: Source of each conversation, uint16 [n].
         digests: Hash of each conversation, uint8 [n, 16].
+        sides: The number that decides whether it is held out, uint64 [n].
         pack: Says what is held out.
         remove_duplicates: Keep only the first of equal conversations.
 
@@ -57,7 +60,7 @@ def select(
     """
     high, low = _halves(digests)
     duplicate = _later_equals(high, low) if remove_duplicates else np.zeros(len(high), np.bool_)
-    held_out = _held_out(high, duplicate, pack)
+    held_out = _held_out(sides, duplicate, pack)
     copies = np.zeros(len(high), np.int64)
     for number, source in enumerate(sources):
         members = np.flatnonzero((source_of == number) & ~duplicate & ~held_out)
@@ -102,11 +105,11 @@ def _later_equals(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> 
 
 
 def _held_out(
-    high: npt.NDArray[np.uint64], duplicate: npt.NDArray[np.bool_], pack: PackConfig
+    sides: npt.NDArray[np.uint64], duplicate: npt.NDArray[np.bool_], pack: PackConfig
 ) -> npt.NDArray[np.bool_]:
-    """Hold out the conversations whose hash is smallest, by share or by number; equal ones go together."""
+    """Hold out the conversations whose number is smallest, by share or by number; equal ones go together."""
     if pack.heldout_num is None:
-        return (high < np.uint64(min(int(pack.heldout_share * 2.0**64), 2**64 - 1))) & ~duplicate
+        return (sides < np.uint64(min(int(pack.heldout_share * 2.0**64), 2**64 - 1))) & ~duplicate
     candidates = np.flatnonzero(~duplicate)
     if pack.heldout_num >= len(candidates):
         raise DataError(
@@ -114,9 +117,9 @@ def _held_out(
             f" {pack.heldout_num}; lower it"
         )
     if pack.heldout_num == 0:
-        return np.zeros(len(high), np.bool_)
-    last = np.partition(high[candidates], pack.heldout_num - 1)[pack.heldout_num - 1]
-    return np.asarray((high <= last) & ~duplicate, np.bool_)
+        return np.zeros(len(sides), np.bool_)
+    last = np.partition(sides[candidates], pack.heldout_num - 1)[pack.heldout_num - 1]
+    return np.asarray((sides <= last) & ~duplicate, np.bool_)
 
 
 def _copies(low: npt.NDArray[np.uint64], weight: float) -> Indices:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,8 @@ from stagecoach_pack.sources.readers import DataFile
 from stagecoach_pack.tokens import Tokenising
 from stagecoach_pack.write import Split, write_split
 
+_log = logging.getLogger("stagecoach.pack")
+
 
 def run(config: PackTaskConfig, inputs: Mapping[str, Input], output: Output, store: ObjectStore) -> None:
     """Pack the data of ``inputs["data-<source>"]`` with the tokenizer of ``inputs["tokenizer"]``.
@@ -39,7 +42,7 @@ def run(config: PackTaskConfig, inputs: Mapping[str, Input], output: Output, sto
         config: The recipe's data and pack sections.
         inputs: ``tokenizer``, and one ``data-<source name>`` for each source.
         output: Gets ``packed.json``, ``train/``, ``heldout/``, ``report.json``, ``report.html``.
-        store: Unused; every stage has the same four arguments.
+        store: Named in what is logged.
 
     Raises:
         DataError: Rows, files or the tokenizer do not fit; the sentence says which and why.
@@ -55,6 +58,7 @@ def run(config: PackTaskConfig, inputs: Mapping[str, Input], output: Output, sto
             config.data.sources,
             spool.sources,
             spool.digests,
+            spool.sides,
             config.pack,
             remove_duplicates=config.data.remove_duplicates,
         )
@@ -69,6 +73,13 @@ def run(config: PackTaskConfig, inputs: Mapping[str, Input], output: Output, sto
     output.write_bytes("report.json", report.to_json())
     output.write_bytes("report.html", report_page(report))
     output.summary = report.summary()
+    where = f"{store.url.rstrip('/')}/{output.prefix}"
+    for row in report.values["sources"]:
+        steps = "".join(f", {left} {name}" for name, left in row["left_after"].items())
+        _log.info("%s: %d rows%s", row["name"], row["rows_read"], steps)
+        _log.info("Saved %d examples to %s", row["documents"] + row["heldout_documents"], where)
+    train = report.values["splits"]["train"]
+    _log.info("Packed %d documents into %d packs", train["num_documents"], train["num_packs"])
 
 
 def open_tokenizer(tokenizer: Input) -> ChatTokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from stagecoach.recipe.data import DataConfig, DataSource
 from stagecoach.recipe.source import EmbeddedSource
 from stagecoach_pack.collect import Spool, collect
 from stagecoach_pack.conversation import Conversation
+from stagecoach_pack.problems import RowProblem
 from stagecoach_pack.sources.readers import DataFile
 
 GOOD = {"id": "x", "messages": [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "a"}]}
@@ -108,3 +110,27 @@ def test_equal_messages_have_equal_digests_whatever_the_id_and_weights() -> None
     digests = [talk.to_json()[1].hex() for talk in (first, second, other)]
     assert digests[0] == digests[1] == "75a92d31789aa87e104c323af84e718d"
     assert digests[2] != digests[0]
+
+
+def test_near_copies_are_held_out_together() -> None:
+    def side(*turns: str, system: str | None = None) -> int:
+        first = [] if system is None else [{"role": "system", "content": system}]
+        roles = ("user", "assistant")
+        said = [{"role": roles[place % 2], "content": text} for place, text in enumerate(turns)]
+        return Conversation([*first, *said]).side()
+
+    same = [
+        side("Hi  there\n", "Caf\u00e9"),
+        side("hi there", "CAFE\u0301"),
+        side("Hi there", "caf\u00e9", system="Be kind."),
+    ]
+    assert len(set(same)) == 1
+    assert side("Hi there", "Tea") != same[0]
+    assert side("Hi thereCaf\u00e9") != same[0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), b"bytes", dt.date(2024, 1, 1)])
+def test_what_json_has_no_form_for_is_a_bad_row(spool: Spool, value: object) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": value}}}
+    with pytest.raises(RowProblem, match="expected calls and tools of JSON values"):
+        spool.add(Conversation([{"role": "assistant", "content": "", "tool_calls": [call]}]), 0, 0, 1)

@@ -67,6 +67,14 @@ def test_a_break_too_near_is_passed_over_and_the_cut_answer_has_no_end_token() -
     ]
 
 
+def test_an_answer_that_is_cut_from_its_header_has_no_end_token() -> None:
+    # capacity 6: the header 3..5 fills the first piece; the answer 6..8 stands behind the cut, without its prompt
+    assert shown(pieces("......###.", 6, "split")) == [
+        ([100, 101, 102, 103, 104, 105], "......", 0, CUT_BEHIND),
+        ([106, 107, 108, 109], ".#..", 6, CUT_BEFORE),
+    ]
+
+
 def test_pieces_behind_the_first_begin_with_bos() -> None:
     # capacity 4: 4 tokens, then BOS and 3, then BOS and 1
     assert [ids for ids, *_ in shown(pieces("........", 4, "split", bos=1))] == [

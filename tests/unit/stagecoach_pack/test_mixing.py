@@ -22,7 +22,12 @@ def digests(number: int, seed: int = 0) -> npt.NDArray[np.uint8]:
 def chosen(hashes: npt.NDArray[np.uint8], *, source: dict[str, Any] | None = None, **pack: Any) -> Selection:
     sources = [DataSource(name="s", source=EmbeddedSource(), **(source or {}))]
     config = PackConfig(pack_tokens=64, too_long="drop", **pack)
-    return select(sources, np.zeros(len(hashes), np.uint16), hashes, config, remove_duplicates=True)
+    return select(sources, np.zeros(len(hashes), np.uint16), hashes, sides(hashes), config, remove_duplicates=True)
+
+
+def sides(hashes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """Take the first half of each hash for the number that decides who is held out."""
+    return np.ascontiguousarray(hashes).view(">u8")[:, 0].astype(np.uint64)
 
 
 def test_only_the_first_of_equal_conversations_is_kept() -> None:
@@ -89,6 +94,7 @@ def test_rows_and_weights_of_one_source_leave_the_other_alone() -> None:
         DataSource(name="b", source=EmbeddedSource()),
     ]
     config = PackConfig(pack_tokens=64, too_long="drop")
-    found = select(sources, np.array([0] * 5 + [1] * 4, np.uint16), digests(9), config, remove_duplicates=True)
+    of_source = np.array([0] * 5 + [1] * 4, np.uint16)
+    found = select(sources, of_source, digests(9), sides(digests(9)), config, remove_duplicates=True)
     assert sorted(found.copies[:5].tolist()) == [0, 0, 2, 2, 2]
     assert found.copies[5:].tolist() == [1, 1, 1, 1]

@@ -54,9 +54,9 @@ def read_message(turn: Any, field: str, role_of: Callable[[Any, str], str], igno
         raise RowProblem("wrong type", field, "an object {role, content}", turn)
     role = role_of(turn.get("role"), f"{field}.role")
     if turn.keys() - _KNOWN_FIELDS:
-        _check_extra(turn, field, ignored)
+        check_extra_fields(turn, field, _KNOWN_FIELDS | ignored)
     if role == "tool_call":
-        return tool_call_message(turn.get("content"), f"{field}.content")
+        return with_weight(tool_call_message(turn.get("content"), f"{field}.content"), turn, field)
     calls = _tool_calls(turn, field)
     message: Message = {
         "role": role,
@@ -68,21 +68,36 @@ def read_message(turn: Any, field: str, role_of: Callable[[Any, str], str], igno
                 "misplaced tool call", f"{field}.tool_calls", "tool calls in assistant messages only", role
             )
         message["tool_calls"] = calls
-    if turn.get("weight") is not None:
-        if turn["weight"] not in (0, 1) or isinstance(turn["weight"], str):
-            raise RowProblem("wrong weight", f"{field}.weight", "0 or 1", turn["weight"])
-        message["weight"] = int(turn["weight"])
+    return with_weight(message, turn, field)
+
+
+def with_weight(message: Message, turn: dict[str, Any], field: str) -> Message:
+    """Return the message with the weight that its turn has, if any.
+
+    Raises:
+        RowProblem: The weight is neither 0 nor 1.
+    """
+    weight = turn.get("weight")
+    if weight is not None:
+        if not (isinstance(weight, (int, float)) and weight in (0, 1)):
+            raise RowProblem("wrong weight", f"{field}.weight", "0 or 1", weight)
+        message["weight"] = int(weight)
     return message
 
 
-def _check_extra(turn: dict[str, Any], field: str, ignored: frozenset[str]) -> None:
+def check_extra_fields(turn: dict[str, Any], field: str, known: frozenset[str]) -> None:
+    """Refuse a message with a field whose value would be lost.
+
+    Args:
+        turn: The decoded message.
+        field: Its place in the row, for problems.
+        known: Fields that are read, or that the recipe lets be dropped.
+
+    Raises:
+        RowProblem: There is another field with a value.
+    """
     for name, value in turn.items():
-        if (
-            name not in _KNOWN_FIELDS
-            and name not in _DROPPED_FIELDS
-            and name not in ignored
-            and value not in (None, [], "")
-        ):
+        if name not in known and name not in _DROPPED_FIELDS and value not in (None, [], ""):
             raise RowProblem(
                 "unknown field",
                 f"{field}.{name}",

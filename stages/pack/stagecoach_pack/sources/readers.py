@@ -284,8 +284,8 @@ class _Window:
             return strict_json.DECODER.raw_decode(self._text, self.position)
         except json.JSONDecodeError:
             raise
-        except ValueError as error:  # NaN or a key given twice: lax JSON tells where the item ends
-            _, end = json.JSONDecoder().raw_decode(self._text, self.position)
+        except ValueError as error:  # NaN, a key given twice, a huge number: lax JSON tells where the item ends
+            _, end = json.JSONDecoder(parse_int=str).raw_decode(self._text, self.position)
             return RowProblem("invalid JSON", "", "one JSON value", str(error)), end
 
     def _damaged(self, number: int, error: Exception) -> DataError:

@@ -11,7 +11,14 @@ from typing import Any
 from stagecoach.recipe.data import DataSource, RowFormat
 from stagecoach_pack.conversation import Conversation, Message
 from stagecoach_pack.problems import RowProblem
-from stagecoach_pack.sources.messages import ROLE_ALIASES, read_message, read_tools, tool_call_message
+from stagecoach_pack.sources.messages import (
+    ROLE_ALIASES,
+    check_extra_fields,
+    read_message,
+    read_tools,
+    tool_call_message,
+    with_weight,
+)
 
 Schema = Callable[[Mapping[str, Any]], Conversation]
 
@@ -64,6 +71,9 @@ def detect_format(row: Any, columns: Mapping[str, str]) -> RowFormat:
     known = "; ".join(f"{name}: {keys}" for name, keys in _EXPECTED_KEYS.items())
     found = list(row) if isinstance(row, dict) else row
     raise RowProblem("unknown schema", "", f"one of the schemas ({known}); name it with `format` and `columns`", found)
+
+
+_SHAREGPT_FIELDS = frozenset({"from", "value", "weight"})
 
 
 class RowReader:
@@ -178,21 +188,27 @@ class RowReader:
                 raise RowProblem("wrong type", field, "an object {from, value}", turn)
             if not isinstance(turn.get("value"), str):
                 raise RowProblem("wrong type", f"{field}.value", "text", turn.get("value", list(turn)))
+            if turn.keys() - _SHAREGPT_FIELDS:
+                check_extra_fields(turn, field, _SHAREGPT_FIELDS | self._ignored)
             role = self._role(turn.get("from"), f"{field}.from")
-            if role == "tool_call":
-                messages.append(tool_call_message(turn["value"], f"{field}.value"))
-                continue
+            if role == "system" and system:
+                raise RowProblem(
+                    "two system messages", f"{field}.from", "one, in the column or as a turn", turn["value"]
+                )
             message: Message = {"role": role, "content": turn["value"]}
-            if turn.get("weight") is not None:
-                message["weight"] = _weight(turn["weight"], f"{field}.weight")
-            messages.append(message)
+            if role == "tool_call":
+                message = tool_call_message(turn["value"], f"{field}.value")
+            messages.append(with_weight(message, turn, field))
         return Conversation(messages, self._tools(row))
 
     def _alpaca(self, row: Mapping[str, Any]) -> Conversation:
         messages: list[Message] = []
         if system := self._text(row, "system", optional=True):
             messages.append({"role": "system", "content": system})
-        for index, pair in enumerate(row.get(self._columns.get("history", "history")) or []):
+        history = row.get(self._columns.get("history", "history")) or []
+        if not isinstance(history, list):
+            raise RowProblem("wrong type", "history", "a list of pairs", history)
+        for index, pair in enumerate(history):
             if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
                 raise RowProblem("wrong type", f"history[{index}]", "a pair of texts", pair)
             messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
@@ -227,9 +243,3 @@ class RowReader:
     def _openorca(self, row: Mapping[str, Any]) -> Conversation:
         roles = (("system_prompt", "system"), ("question", "user"), ("response", "assistant"))
         return Conversation([{"role": role, "content": self._text(row, name)} for name, role in roles])
-
-
-def _weight(value: Any, field: str) -> int:
-    if isinstance(value, (int, float)) and value in (0, 1):
-        return int(value)
-    raise RowProblem("wrong weight", field, "0 or 1", value)

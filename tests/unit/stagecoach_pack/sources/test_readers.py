@@ -90,8 +90,8 @@ def test_a_bad_line_is_one_problem_and_the_rest_is_read(tmp_path: Path, line: by
 
 
 def test_a_bad_item_of_an_array_is_one_problem_and_the_rest_is_read(tmp_path: Path) -> None:
-    rows = read(tmp_path, "a.json", b'[{"a": 1}, {"a": NaN}, {"b": 1, "b": 2}, {"a": 4}]')
-    assert [type(value) for _, value in rows] == [dict, RowProblem, RowProblem, dict]
+    rows = read(tmp_path, "a.json", b'[{"a": 1}, {"a": NaN}, {"b": 1, "b": 2}, {"a": ' + b"9" * 5000 + b'}, {"a": 4}]')
+    assert [type(value) for _, value in rows] == [dict, RowProblem, RowProblem, RowProblem, dict]
 
 
 def test_a_line_that_is_too_large_is_one_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

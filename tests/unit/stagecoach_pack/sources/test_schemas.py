@@ -216,3 +216,26 @@ def test_the_schema_of_the_first_row_is_required_of_the_others() -> None:
     reader = RowReader(DataSource(name="s", source=EmbeddedSource()), "messages")
     with pytest.raises(RowProblem, match=r"messages: expected a list of \{role, content\} .* as in the first row"):
         reader.read({"instruction": "i", "output": "o"})
+
+
+def test_a_weight_counts_for_calls_too() -> None:
+    call = '{"name": "f", "arguments": {}}'
+    sharegpt = {"conversations": [{"from": "function_call", "value": call, "weight": 0}]}
+    openai = {"messages": [{"role": "tool_call", "content": call, "weight": 0}]}
+    assert [read(row).messages[0]["weight"] for row in (sharegpt, openai)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (
+            {"conversations": [{"from": "human", "value": "u", "thought": "lost"}]},
+            r"conversations\[0\]\.thought: expected",
+        ),
+        ({"conversations": [{"from": "system", "value": "a"}], "system": "b"}, "one, in the column or as a turn"),
+        ({"instruction": "i", "output": "o", "history": 5}, "history: expected a list of pairs, found 5"),
+    ],
+)
+def test_nothing_of_a_row_is_lost_in_silence(row: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RowProblem, match=sentence):
+        read(row)
