@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from stagecoach.errors import CorruptObjectError
@@ -25,13 +25,27 @@ def read_metrics(store: ObjectStore, trained: str) -> Iterator[dict[str, Any]]:
     Raises:
         CorruptObjectError: A chunk holds something else than JSON records.
     """
-    keys = [info.key for info in store.list(f"{trained}metrics/attempt-")]
-    return _merged((key, store.get(key)) for key in _ordered(keys))
+    return merged(every_record(store, trained))
 
 
 def read_finished_metrics(trained: Input) -> Iterator[dict[str, Any]]:
     """Yield the same of a finished training, every chunk checked against its manifest."""
-    return _merged((name, trained.read_bytes(name)) for name in _ordered(trained.names()))
+    return merged(_all((name, trained.read_bytes(name)) for name in _ordered(trained.names())))
+
+
+def every_record(store: ObjectStore, trained: str) -> list[dict[str, Any]]:
+    """Return all records of all attempts, those too that a later attempt made anew; raises as ``read_metrics`` does."""
+    keys = [info.key for info in store.list(f"{trained}metrics/attempt-")]
+    return _all((key, store.get(key)) for key in _ordered(keys))
+
+
+def merged(records: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the records that count."""
+    begins = {int(record["attempt"]): int(record["step"]) for record in records if record["kind"] == "start"}
+    for record in records:
+        later = [step for attempt, step in begins.items() if attempt > record["attempt"]]
+        if not later or record["step"] <= min(later):
+            yield record
 
 
 def newest(records: Iterable[dict[str, Any]], kind: str, step: int) -> dict[str, Any] | None:
@@ -45,13 +59,8 @@ def _ordered(keys: Iterable[str]) -> list[str]:
     return [match[0] for match in sorted(matches, key=lambda match: (int(match[1]), int(match[2])))]
 
 
-def _merged(chunks: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, Any]]:
-    records = [(_attempt(key), record) for key, data in chunks for record in _records(key, data)]
-    begins = {attempt: int(record["step"]) for attempt, record in records if record["kind"] == "start"}
-    for attempt, record in records:
-        later = [step for other, step in begins.items() if other > attempt]
-        if not later or record["step"] <= min(later):
-            yield {"attempt": attempt, **record}
+def _all(chunks: Iterable[tuple[str, bytes]]) -> list[dict[str, Any]]:
+    return [{**record, "attempt": _attempt(key)} for key, data in chunks for record in _records(key, data)]
 
 
 def _attempt(key: str) -> int:

@@ -1,4 +1,5 @@
-"""The exit hook: records how a run ended, and tells a webhook, Slack or GitHub; its own failure never fails a run.
+"""The exit hook: records how a run ended, tells a webhook, Slack or GitHub, and leaves the run's report as an artifact;
+its own failure never fails a run.
 
     python -m stagecoach_workflows.notify --store URL --workflow NAME --created SECONDS --status Succeeded [--run ID] ..
 
@@ -28,6 +29,7 @@ from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
 from stagecoach_workflows.bucket.releases import offer_outcome
+from stagecoach_workflows.report.write import write_report
 from stagecoach_workflows.run_ids import run_id_of_workflow
 
 _TIMEOUT_SECONDS = 20
@@ -117,12 +119,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     flags = _parser().parse_args(arguments)
     try:
-        store = open_store(flags.store, Settings.from_environ())
+        settings = Settings.from_environ()
+        store = open_store(flags.store, settings)
         run_id = flags.run or run_id_of_workflow(flags.workflow, flags.created)
         end = ending(store, run_id, status=flags.status, workflow=flags.workflow, namespace=flags.namespace)
-        _record(store, end)
+        _record(store, end, flags.runner)
         told = tell(flags.secrets, end, flags.commit)
         _log.info("%s; told: %s", end.sentence(), ", ".join(told) or "nobody")
+        if settings.artifacts_dir is not None:
+            write_report(store, run_id, settings.artifacts_dir / "report.html")
     except Exception as error:
         _log.warning("the end of the run was not told: %s: %s", type(error).__name__, error)
     return 0
@@ -136,14 +141,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--status", required=True)
     parser.add_argument("--run", default="", metavar="ID")
     parser.add_argument("--namespace", default="")
+    parser.add_argument("--runner", default="argo", choices=("argo", "slurm"))
     parser.add_argument("--commit", default="", metavar="OWNER/REPOSITORY@SHA")
     parser.add_argument("--secrets", type=Path, default=Path("/work/notify"), metavar="DIR")
     return parser
 
 
-def _record(store: ObjectStore, end: Ending) -> None:
+def _record(store: ObjectStore, end: Ending, runner: str) -> None:
     state = "succeeded" if end.succeeded else "failed"
-    values = {"state": state, "exit_code": 0 if end.succeeded else end.exit_code or 70, "runner": "argo"}
+    values = {"state": state, "exit_code": 0 if end.succeeded else end.exit_code or 70, "runner": runner}
     details = {
         "failed_task": end.failed_task,
         "message": end.message,

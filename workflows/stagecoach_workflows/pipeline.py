@@ -61,7 +61,7 @@ from stagecoach_workflows.policy import (
 )
 
 ENTRYPOINT = "pipeline"
-_ARTIFACTS = {"plan": ("plan.json",), "pack": ("report.html",), "train": ("report.html", "metrics.json")}
+_ARTIFACTS = {"plan": ("plan.json",), "pack": ("report.html",), "notify": ("report.html",)}
 _RETRY_CAP = "5m"
 _END_JOBSET = "end-jobset"
 
@@ -355,9 +355,9 @@ class _Templates:
 
     def _artifacts(self, name: str, kind: str) -> list[S3Artifact]:
         """Small files for people, from a declared volume and as they are, so that Argo copies and packs nothing."""
-        if self._deployment.artifact_repository is None or kind == "notify":
+        if self._deployment.artifact_repository is None:
             return []
-        files = _ARTIFACTS.get(kind, ()) if kind == "plan" else ("manifest.json", *_ARTIFACTS.get(kind, ()))
+        files = (*(() if kind in ("plan", "notify") else ("manifest.json",)), *_ARTIFACTS.get(kind, ()))
         return [
             S3Artifact(
                 name=file.replace(".", "-"),

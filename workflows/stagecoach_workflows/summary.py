@@ -68,6 +68,14 @@ def human_bytes(size_bytes: int) -> str:
     return f"{size_bytes} B"
 
 
+def human_seconds(seconds: float) -> str:
+    """Return a duration as people read it: ``8.4 s``, ``12 min 5 s``, ``7 h 30 min``."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def losses(results_of_run: list[TaskResult]) -> dict[str, float]:
     """Return the training's losses by what they are: at the first step, at the last one, on held-out conversations."""
     train = next((result for result in results_of_run if result.task == "train"), None)

@@ -177,9 +177,10 @@ def _metrics(job: Job, store: ObjectStore) -> MetricsStream:
 def _hardware(device: torch.device, world_size: int) -> Hardware:
     if device.type != "cuda":
         return Hardware()
-    peak = peak_flops(torch.cuda.get_device_name(device))
+    name = torch.cuda.get_device_name(device)
+    peak = peak_flops(name)
 
     def memory_gib() -> float:
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
 
-    return Hardware(peak_flops=peak * world_size if peak else None, memory_gib=memory_gib)
+    return Hardware(peak_flops=peak * world_size if peak else None, memory_gib=memory_gib, device=name)

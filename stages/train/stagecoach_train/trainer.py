@@ -66,10 +66,12 @@ class Hardware:
     Attributes:
         peak_flops: Of all ranks together; None where it is unknown.
         memory_gib: Returns the highest use so far; None where there is none to ask.
+        device: Name of the GPU; None on CPU.
     """
 
     peak_flops: float | None = None
     memory_gib: Callable[[], float | None] = lambda: None
+    device: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,6 +152,7 @@ class Trainer:
             num_packs=parts.order.num_packs,
             packs_per_step=parts.order.packs_per_step,
             layout=parts.config.layout.model_dump(),
+            device=parts.hardware.device,
         )
         if parts.ranks.leads and state.step:
             _log.info("going on after step %d of %d", state.step, self._num_steps)

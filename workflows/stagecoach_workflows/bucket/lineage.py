@@ -23,6 +23,8 @@ class LineageNode:
     provenance: dict[str, str]
     source: dict[str, Any] | None
     """For what was downloaded: where from."""
+    commit: str | None = None
+    """For what was downloaded from the Hub: the commit that was read."""
     files: list[dict[str, Any]] = field(default_factory=list)
     """For what was downloaded: path, size and digest of each file."""
     inputs: list[LineageNode] = field(default_factory=list)
@@ -59,6 +61,7 @@ def _node(store: ObjectStore, role: str, prefix: str, manifest: Manifest) -> Lin
         key=manifest.key,
         provenance=manifest.provenance,
         source=manifest.config.get("source"),
+        commit=manifest.config.get("commit"),
         files=list(manifest.config.get("files", [])),
         inputs=[
             _node(store, name, folder, child) if child is not None else _deleted(name, folder)

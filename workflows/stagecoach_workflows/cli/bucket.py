@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -78,12 +79,24 @@ def show(run_id: options.RunArgument, store: options.Store = "", json_output: As
 
 
 def compare(
-    first: options.RunArgument, second: options.RunArgument, store: options.Store = "", json_output: AsJson = False
+    first: options.RunArgument,
+    second: options.RunArgument,
+    store: options.Store = "",
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write an HTML page with curves.", show_default=False)
+    ] = None,
+    json_output: AsJson = False,
 ) -> None:
     """Show side by side every recipe field, key and measured value in which two runs differ."""
     from stagecoach_workflows.bucket import runs
 
-    rows = runs.compare_runs(open_bucket(store), first, second)
+    opened = open_bucket(store)
+    rows = runs.compare_runs(opened, first, second)
+    if page is not None:
+        from stagecoach_workflows.report.compare_page import compare_page
+        from stagecoach_workflows.report.facts import gather
+
+        page.write_bytes(compare_page(gather(opened, first), gather(opened, second), rows))
     if json_output:
         echo_json([{"name": name, "first": left, "second": right} for name, left, right in rows])
         return
@@ -103,7 +116,8 @@ def lineage(output: Output, store: options.Store = "", json_output: AsJson = Fal
         role = f"{node.role}: " if node.role else ""
         typer.echo(f"{'  ' * depth}{role}{node.prefix} ({node.task}, run {node.provenance.get('run_id', '?')})")
         if node.source:
-            typer.echo(f"{'  ' * (depth + 1)}from {json.dumps(node.source, sort_keys=True)}")
+            commit = f" at commit {node.commit}" if node.commit else ""
+            typer.echo(f"{'  ' * (depth + 1)}from {json.dumps(node.source, sort_keys=True)}{commit}")
         for file in node.files:
             digest = file.get("sha256") or file.get("git_blob_sha1") or file.get("etag")
             typer.echo(f"{'  ' * (depth + 1)}{file['path']}  {file['size_bytes']} bytes  {digest}")

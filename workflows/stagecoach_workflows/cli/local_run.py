@@ -27,6 +27,7 @@ from stagecoach_workflows.docker import DockerLauncher
 from stagecoach_workflows.engine import Engine, Launcher, Outcome
 from stagecoach_workflows.local import LocalLauncher
 from stagecoach_workflows.recipes_shipped import load_recipe
+from stagecoach_workflows.report.write import write_report
 from stagecoach_workflows.run_ids import new_run_id
 from stagecoach_workflows.runs import RunOptions, make_engine, record_end
 
@@ -93,6 +94,9 @@ class LocalRun:
             with _signals_to(engine):
                 outcome = engine.run()
         record_end(self.store, self.run_id, outcome, self.runner)
+        report = options.folder / "report.html"
+        if write_report(self.store, self.run_id, report):
+            _console.print(f"report: {report}", highlight=False, soft_wrap=True)
         if outcome.exit_code:
             _explain(outcome, options.folder)
         return outcome.exit_code

@@ -153,7 +153,7 @@ def test_gc_deletes_nothing_when_a_release_cannot_be_read(store: LocalStore, tmp
     _output(store, tmp_path, "exports/m-2/")
     append_release(store, "chat", {}, Release(outcome="promoted", candidate="exports/m-2/", export="exports/m-2/"))
     store.put("releases/chat/0002.json", b"{")
-    with pytest.raises(CorruptObjectError, match="releases/chat/0002.json"):
+    with pytest.raises(CorruptObjectError, match=r"releases/chat/0002\.json"):
         plan_gc(store, keep_runs=0, now_unix_seconds=_later())
 
 
