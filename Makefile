@@ -97,6 +97,11 @@ test-real: setup ## Real SmolLM2-135M weights and real chat data through the who
 test-distributed: setup ## Layouts against one rank: tensor, pipeline and data parallel on gloo, the long ones too
 	$(PYTEST) --strict-skips -m "not gpu and not real" tests/distributed $(ARGS)
 
+.PHONY: test-wandb
+test-wandb: setup ## Curves in Weights & Biases, with the real package in a folder of its own
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target build/wandb wandb
+	PYTHONPATH=build/wandb $(PYTEST) --strict-skips tests/unit/stagecoach_train/test_sinks.py $(ARGS)
+
 .PHONY: test-gpu
 test-gpu: setup ## What needs an NVIDIA GPU
 	$(PYTEST) -m gpu tests $(ARGS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-ALLOWED_REASONS = ("GPU", "../shared", "cluster", "Docker", "browser")
+ALLOWED_REASONS = ("GPU", "../shared", "cluster", "Docker", "browser", "wandb is not installed")
 """A skip is expected where its reason names one of these: what a plain machine may lack."""
 
 

@@ -180,7 +180,7 @@ class TrainConfig(Section):
     tensorboard: bool = placement(False)
     """Also write TensorBoard events."""
     wandb_project: str | None = placement(None)
-    """Weights & Biases project to report to; None does not."""
+    """Weights & Biases project to report to; None does not. Without a key or a connection its files stay local."""
     wandb_offline: bool = placement(False)
     """Keep Weights & Biases files local; no key is needed."""
     prompts: tuple[str, ...] = placement(())

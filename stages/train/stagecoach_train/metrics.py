@@ -69,8 +69,16 @@ class MetricsStream:
         record = {"kind": kind, "step": step, "unix_seconds": round(time.time(), 3), **values}
         with self._lock:
             self._lines.append(json.dumps(record, separators=(",", ":")))
+        self._draw(lambda sink: sink.write(record))
+
+    def _draw(self, action: Callable[[Sink], None]) -> None:
+        """Do something with every sink; one that fails gets nothing more, because curves are not worth a training."""
         for sink in self._sinks:
-            sink.write(record)
+            try:
+                action(sink)
+            except Exception as error:
+                _log.warning("%s failed and gets no more numbers: %r", type(sink).__name__, error)
+                self._sinks = tuple(other for other in self._sinks if other is not sink)
 
     def flush(self) -> None:
         """Store what has come together as one chunk.
@@ -99,8 +107,7 @@ class MetricsStream:
         """
         self._closing.set()
         self._thread.join()
-        for sink in self._sinks:
-            sink.close()
+        self._draw(lambda sink: sink.close())
         self.flush()
 
     def _run(self) -> None:

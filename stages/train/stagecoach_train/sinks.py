@@ -29,7 +29,7 @@ def open_sinks(config: TrainConfig, folder: Path, name: str) -> tuple[Sink, ...]
     if config.tensorboard:
         sinks.append(_tensorboard(folder / "tensorboard"))
     if config.wandb_project is not None:
-        sinks.append(_wandb(config, folder / "wandb", name))
+        sinks.append(_wandb(config, folder, name))
     return tuple(sinks)
 
 
@@ -47,14 +47,17 @@ def _tensorboard(folder: Path) -> CurveSink:
 def _wandb(config: TrainConfig, folder: Path, name: str) -> CurveSink:
     module = _library("wandb", "train.wandb_project", "wandb")
     folder.mkdir(parents=True, exist_ok=True)
-    # No entity: the account's own default, or WANDB_ENTITY, decides.
-    run = module.init(
-        project=config.wandb_project,
-        name=name,
-        dir=str(folder),
-        mode="offline" if config.wandb_offline else "online",
-        config=config.model_dump(mode="json"),
-    )
+
+    def start(mode: str) -> Any:
+        # No entity: the account's own default, or WANDB_ENTITY, decides.
+        values = config.model_dump(mode="json")
+        return module.init(project=config.wandb_project, name=name, dir=str(folder), mode=mode, config=values)
+
+    try:
+        run = start("offline" if config.wandb_offline else "online")
+    except module.errors.Error as error:
+        _log.warning("W&B cannot be reached (%s); its files stay in %s: sync them with `wandb sync`", error, folder)
+        run = start("offline")
 
     def add(curve: str, value: float, step: int) -> None:
         run.log({curve: value}, step=step)

@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 
-from stagecoach.errors import ConfigError, StoreUnavailable
+from stagecoach.errors import StoreUnavailable
 from stagecoach.metrics_file import read_metrics
-from stagecoach.recipe.train import TrainConfig
 from stagecoach.storage.memory import MemoryStore
 from stagecoach_train.metrics import CurveSink, MetricsStream, scalars
-from stagecoach_train.sinks import open_sinks
 
 TRAINED = "trained/tiny-0123456789abcdef/"
 
@@ -77,16 +75,17 @@ def test_curves_get_every_plain_number() -> None:
     assert points == [("step/loss", 2.0, 3), ("step/s/a", 1.0, 3), "closed"]
 
 
-def test_tensorboard_events_are_written(tmp_path: Any) -> None:
-    (sink,) = open_sinks(TrainConfig(tensorboard=True), tmp_path, "tiny")
-    sink.write({"kind": "step", "step": 1, "loss": 2.0})
-    sink.close()
-    assert [path.name.split(".")[0] for path in (tmp_path / "tensorboard").iterdir()] == ["events"]
+def test_a_sink_that_fails_does_not_end_the_training(caplog: pytest.LogCaptureFixture) -> None:
+    def add(name: str, value: float, step: int) -> None:
+        raise OSError("the disk of the curves is full")
 
-
-def test_a_missing_library_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"train\.wandb_project: needs the package wandb; install it"):
-        open_sinks(TrainConfig(wandb_project="p"), tmp_path, "tiny")
+    points: list[Any] = []
+    sinks = CurveSink(add, lambda: None), CurveSink(lambda *point: points.append(point), lambda: None)
+    store = MemoryStore("metrics")
+    stream = MetricsStream(store, TRAINED, 1, sinks)
+    for step in (1, 2):
+        stream.write("step", step, loss=1.0)
+    stream.close()
+    assert [record["step"] for record in read_metrics(store, TRAINED)] == [1, 2]
+    assert points == [("step/loss", 1.0, 1), ("step/loss", 1.0, 2)]
+    assert caplog.text.count("the disk of the curves is full") == 1
