@@ -55,6 +55,7 @@ def test_a_gpu_training_agrees_with_the_cpu(layout: str, cpu: Manifest, tmp_path
     if torch.cuda.device_count() < gpus:
         pytest.skip("needs two NVIDIA GPUs")
     found = train(tmp_path, gpus=gpus, compute_dtype="fp32", **LAYOUTS[layout])
+    assert found.summary["memory"]["measured_gib"] > 0
     for name in ("first_loss", "last_loss"):
         assert found.summary[name] == pytest.approx(cpu.summary[name], rel=1e-2)
     assert found.summary["heldout_last"]["loss"] == pytest.approx(cpu.summary["heldout_last"]["loss"], rel=1e-2)

@@ -6,6 +6,7 @@ Everything that the loop needs is made here and nowhere else, so that the loop i
 from __future__ import annotations
 
 import logging
+import time
 
 import torch
 
@@ -25,7 +26,7 @@ from stagecoach_train.evaluation import Evaluator, HeldoutDocuments
 from stagecoach_train.feed import StepFeed
 from stagecoach_train.generate import Interview
 from stagecoach_train.job import CHECKPOINT, Job, checked_input
-from stagecoach_train.memory_plan import GIB
+from stagecoach_train.memory_plan import GIB, MemoryPlan
 from stagecoach_train.metrics import MetricsStream
 from stagecoach_train.planning import TrainingPlan
 from stagecoach_train.ranks import Ranks
@@ -80,7 +81,9 @@ def assemble(job: Job, store: ObjectStore, ranks: Ranks, device: torch.device, s
         dp_rank=at.dp,
     )
     engine = Engine(config, spec, topology, device, num_micro_batches=plan.num_micro_batches, shape=plan.shape)
+    loading_seconds = time.monotonic()
     state = _load(engine, job, store, shards)
+    loading_seconds = time.monotonic() - loading_seconds
     return Trainer(
         Parts(
             config=config,
@@ -95,8 +98,12 @@ def assemble(job: Job, store: ObjectStore, ranks: Ranks, device: torch.device, s
             metrics=_metrics(job, store) if ranks.leads else None,
             stop=stop,
             progress=Progress(Settings.from_environ().progress_file if ranks.leads else None),
-            hardware=_hardware(device, topology.world_size),
+            hardware=_hardware(device, topology.world_size, plan.memory),
             attempt=assignment.attempt,
+            start_seconds={
+                "load_seconds": loading_seconds,
+                **({} if job.taken_unix_seconds is None else {"ready_seconds": time.time() - job.taken_unix_seconds}),
+            },
         ),
         state,
     )
@@ -174,7 +181,7 @@ def _metrics(job: Job, store: ObjectStore) -> MetricsStream:
     return MetricsStream(store, job.trained, job.assignment.attempt, open_sinks(job.config, folder, name))
 
 
-def _hardware(device: torch.device, world_size: int) -> Hardware:
+def _hardware(device: torch.device, world_size: int, plan: MemoryPlan) -> Hardware:
     if device.type != "cuda":
         return Hardware()
     name = torch.cuda.get_device_name(device)
@@ -183,4 +190,9 @@ def _hardware(device: torch.device, world_size: int) -> Hardware:
     def memory_gib() -> float:
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 3)
 
-    return Hardware(peak_flops=peak * world_size if peak else None, memory_gib=memory_gib, device=name)
+    return Hardware(
+        peak_flops=peak * world_size if peak else None,
+        memory_gib=memory_gib,
+        device=name,
+        planned_gib=plan.peak_bytes / GIB,
+    )

@@ -56,6 +56,7 @@ class Job:
         scratch: Folder for temporary files.
         assignment: None where rank 0 runs elsewhere and will say it.
         files: Checked local files; None where this machine has not looked yet.
+        taken_unix_seconds: When the attempt was taken; None on machines that did not take it.
     """
 
     store_url: str
@@ -65,6 +66,7 @@ class Job:
     scratch: Path
     assignment: Assignment | None = None
     files: Files | None = field(default=None)
+    taken_unix_seconds: float | None = None
 
     def with_assignment(self, assignment: Assignment, files: Files | None) -> Job:
         """Return a copy that knows who writes and where the files are."""
@@ -80,6 +82,7 @@ class Job:
             "scratch": str(self.scratch),
             "assignment": None if self.assignment is None else self.assignment.to_json(),
             "files": self.files,
+            "taken_unix_seconds": self.taken_unix_seconds,
         }
         path.write_text(json.dumps(values), encoding="utf-8")
 

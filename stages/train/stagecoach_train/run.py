@@ -12,8 +12,10 @@ import logging
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from stagecoach.errors import InterruptedWithProgress, MissingInputError
@@ -107,6 +109,7 @@ def _attempt(job: Job, output: Output, stop: StopRequest) -> Iterator[Job]:
         return
     heartbeat = Heartbeat(store, job.trained, number, stop.request)
     heartbeat.start()
+    taken_unix_seconds = time.time()
     try:
         stored = find_newest_intact(store, job.trained, job.scratch / CHECKPOINT)
         resume = None if stored is None else stored.ref
@@ -117,7 +120,7 @@ def _attempt(job: Job, output: Output, stop: StopRequest) -> Iterator[Job]:
         if stored is not None:
             files[CHECKPOINT] = {name: str(path) for name, path in stored.paths.items()}
         stop.check()
-        yield job.with_assignment(Assignment(number, resume), files)
+        yield replace(job.with_assignment(Assignment(number, resume), files), taken_unix_seconds=taken_unix_seconds)
     except InterruptedWithProgress:
         heartbeat.end("interrupted")
         raise
@@ -215,5 +218,6 @@ def _summary(state: TrainState, iterations: list[int], last: int, best: int | No
         "train_seconds": round(state.train_seconds, 3),
         "tokens_per_second": round(state.tokens / state.train_seconds, 1) if state.train_seconds else None,
         "skipped_steps": state.skipped_steps,
+        "memory": state.memory,
         "answers": state.answers.get(last, []),
     }

@@ -51,6 +51,7 @@ class TrainState:
         last_loss: Mean loss of the latest step.
         heldout: Steps done -> what the held-out evaluation found then.
         answers: Steps done -> answers to the recipe's prompts and tasks.
+        memory: Planned and highest measured memory of the fullest rank, GiB, once the last step is done on GPUs.
     """
 
     step: int = 0
@@ -63,6 +64,7 @@ class TrainState:
     last_loss: float | None = None
     heldout: dict[int, HeldoutLoss] = field(default_factory=dict)
     answers: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    memory: dict[str, float] | None = None
 
     def best_step(self, among: set[int]) -> int | None:
         """Return which of these steps has the lowest held-out loss, the earlier of two equal ones; None without any."""

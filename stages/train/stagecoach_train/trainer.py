@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from stagecoach.architectures.registry import ModelSpec
@@ -67,11 +67,13 @@ class Hardware:
         peak_flops: Of all ranks together; None where it is unknown.
         memory_gib: Returns the highest use so far; None where there is none to ask.
         device: Name of the GPU; None on CPU.
+        planned_gib: What the memory plan says of the fullest rank.
     """
 
     peak_flops: float | None = None
     memory_gib: Callable[[], float | None] = lambda: None
     device: str | None = None
+    planned_gib: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +94,7 @@ class Parts:
     progress: Progress
     hardware: Hardware
     attempt: int
+    start_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class Trainer:
@@ -152,10 +155,17 @@ class Trainer:
             num_packs=parts.order.num_packs,
             packs_per_step=parts.order.packs_per_step,
             layout=parts.config.layout.model_dump(),
+            **{name: round(seconds, 3) for name, seconds in parts.start_seconds.items()},
             device=parts.hardware.device,
         )
         if parts.ranks.leads and state.step:
             _log.info("going on after step %d of %d", state.step, self._num_steps)
+        if parts.ranks.leads and "ready_seconds" in parts.start_seconds:
+            _log.info(
+                "ready %.1f s after the attempt was taken, %.1f s of it to load weights and state",
+                parts.start_seconds["ready_seconds"],
+                parts.start_seconds["load_seconds"],
+            )
         # Also after a stop that came in the middle of an evaluation: the checkpoint then lacks its result.
         self._evaluate_if_due()
 
@@ -218,6 +228,8 @@ class Trainer:
     def _after_step(self) -> None:
         self._evaluate_if_due()
         step = self._state.step
+        if step == self._num_steps:
+            self._compare_memory()
         if step == self._num_steps or self._due(self._parts.config.save_every_steps):
             self._save()
 
@@ -265,6 +277,28 @@ class Trainer:
             state.answers[step] = parts.interview.run(parts.engine, self._poll)
             self._unsaved = step > 0
             self._record("answers", answers=state.answers[step])
+
+    def _compare_memory(self) -> None:
+        """Say how far the memory plan was from the highest use on any rank; a collective where memory is measured."""
+        parts, own = self._parts, self._parts.hardware.memory_gib()
+        if own is None or parts.hardware.planned_gib is None:
+            return
+        (measured_gib,) = parts.ranks.largest([own])
+        memory = {
+            "planned_gib": round(parts.hardware.planned_gib, 3),
+            "measured_gib": round(measured_gib, 3),
+            "off_by": round(parts.hardware.planned_gib / measured_gib - 1, 4),
+            "micro_batches": parts.feed.num_micro_batches,
+        }
+        self._state.memory = memory
+        self._record("memory", **memory)
+        if parts.ranks.leads:
+            _log.info(
+                "memory of the fullest rank: %.2f GiB planned, %.2f GiB measured (off by %+.1f %%)",
+                parts.hardware.planned_gib,
+                measured_gib,
+                100 * memory["off_by"],
+            )
 
     def _save(self) -> None:
         parts = self._parts

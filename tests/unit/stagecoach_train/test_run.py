@@ -11,6 +11,7 @@ import pytest
 from stagecoach.errors import AcceleratorError, ConfigError, DataError, InterruptedWithProgress, MissingInputError
 from stagecoach.formats.checkpoint import CheckpointIndex
 from stagecoach.manifest import Manifest, read_manifest
+from stagecoach.metrics_file import read_metrics
 from stagecoach.outputs import Output, open_input
 from stagecoach.recipe.train import TrainConfig
 from stagecoach.storage.memory import MemoryStore
@@ -80,6 +81,14 @@ class TestWholeStage:
         name = "iter_0000006/rank-00000.safetensors"
         assert again.objects[name].path.startswith(f"{TRAINED}iter_0000006/attempt-0002/")
         assert again.objects[name].sha256 == whole.objects[name].sha256
+
+    def test_how_long_a_start_took_is_recorded(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO)
+        store = MemoryStore("run")
+        train(store, tmp_path)
+        (start,) = [record for record in read_metrics(store, TRAINED) if record["kind"] == "start"]
+        assert 0 < start["load_seconds"] <= start["ready_seconds"] < 60
+        assert "after the attempt was taken" in caplog.text
 
     def test_a_budget_stops_and_the_next_attempt_ends_with_the_same_bits(self, tmp_path: Path) -> None:
         whole = train(MemoryStore("whole"), tmp_path / "whole")

@@ -48,6 +48,7 @@ class OneRank:
         self.store, self.scratch, self.attempt = store, scratch, attempt
         self.engine = engine or FakeEngine()
         self.stop = StopRequest()
+        self.hardware = Hardware()
 
     def train(self, settings: TrainConfig) -> TrainState:
         ranks = Ranks(0, 1, HashStore(), 10.0)
@@ -89,7 +90,7 @@ class OneRank:
             metrics=MetricsStream(self.store, TRAINED, self.attempt),
             stop=self.stop,
             progress=NO_PROGRESS,
-            hardware=Hardware(),
+            hardware=self.hardware,
             attempt=self.attempt,
         )
         return Trainer(parts, state).run()
@@ -141,6 +142,23 @@ class TestWholeRun:
     def test_keeps_the_newest_two_and_the_best(self, store: MemoryStore, tmp_path: Path) -> None:
         OneRank(store, tmp_path).train(config())
         assert iterations(store) == [(9, 1), (10, 1)]
+
+    def test_the_memory_plan_is_compared_with_the_highest_use(
+        self, store: MemoryStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        run = OneRank(store, tmp_path)
+        run.hardware = Hardware(memory_gib=lambda: 30.0, planned_gib=31.5)
+        state = run.train(config())
+        expected = {"planned_gib": 31.5, "measured_gib": 30.0, "off_by": 0.05, "micro_batches": 4}
+        assert state.memory == expected
+        (record,) = [r for r in read_metrics(store, TRAINED) if r["kind"] == "memory"]
+        assert record["step"] == 10
+        assert expected.items() <= record.items()
+        assert "31.50 GiB planned, 30.00 GiB measured (off by +5.0 %)" in caplog.text
+        stored = find_newest_intact(store, TRAINED, tmp_path / "read")
+        assert stored is not None
+        assert stored.state.memory == expected  # what the stage's summary is made from
 
     def test_a_checkpoint_is_readable_by_rectangle(self, store: MemoryStore, tmp_path: Path) -> None:
         run = OneRank(store, tmp_path)
