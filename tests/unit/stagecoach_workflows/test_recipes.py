@@ -12,7 +12,7 @@ from stagecoach.recipe.load import read_recipe
 from stagecoach.recipe.recipe import Recipe
 
 FOLDER = Path(next(iter(stagecoach_workflows.__path__))) / "recipes"
-NAMES = ("llama-2-7b-4xa100", "micro", "mistral-7b-4xa100", "smollm2-135m-cpu", "tiny-cpu")
+NAMES = ("codeact-mixture", "llama-2-7b-4xa100", "micro", "mistral-7b-4xa100", "smollm2-135m-cpu", "tiny-cpu")
 SECTIONS = ("model", "data", "convert", "pack", "train", "export")
 
 
