@@ -1,8 +1,9 @@
 """Finds what nothing needs any more and deletes it, manifests first, so that nothing half-deleted is ever trusted.
 
 Kept: every output that the plan of a kept run names; what a release points to and everything that was made from; every
-output in the plan of an unfinished run younger than seven days; and, inside a kept output, the objects that its
-manifest lists. Objects of tries that no manifest lists go once they are older than that, as an equal run may still be writing.
+output in the plan of a run that has not succeeded and has given a sign of life (plan, record, heartbeat of its training)
+within seven days; and, inside a kept output, the objects that its manifest lists. Objects of tries that no manifest
+lists go once they are older than that, as an equal run may still be writing.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class GcPlan:
     garbage: list[Garbage] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     """Folder -> why it is spared."""
+    runs: frozenset[str] = frozenset()
+    """The runs that were looked at; what a later one names is spared when it comes to deleting."""
     uploads: list[UnfinishedUpload] = field(default_factory=list)
     """What interrupted puts left behind, older than the grace period."""
 
@@ -61,7 +64,8 @@ def plan_gc(store: ObjectStore, keep_runs: int, now_unix_seconds: float | None =
         StagecoachError: A plan or manifest cannot be read; then nothing is known to be garbage.
     """
     now = time.time() if now_unix_seconds is None else now_unix_seconds
-    plan = GcPlan(kept=_needed(store, keep_runs, now))
+    runs = newest_run_ids(store)
+    plan = GcPlan(kept=_needed(store, runs, keep_runs, now), runs=frozenset(runs))
     for prefix in output_prefixes(store):
         item = _leftovers(store, prefix, now) if prefix in plan.kept else _whole(store, prefix, now)
         if item is not None:
@@ -71,9 +75,14 @@ def plan_gc(store: ObjectStore, keep_runs: int, now_unix_seconds: float | None =
 
 
 def delete_garbage(store: ObjectStore, plan: GcPlan) -> int:
-    """Delete what the plan lists and return the number of objects; each output's manifest goes first, alone."""
+    """Delete what the plan lists and return the number of objects; each output's manifest goes first, alone.
+
+    What a run that was planned meanwhile names is spared.
+    """
     count = 0
     for item in plan.garbage:
+        if item.prefix not in plan.kept and item.prefix in _named_by_later_runs(store, plan.runs):
+            continue
         manifest = manifest_key(item.prefix)
         if manifest in item.keys:
             store.delete([manifest])
@@ -84,9 +93,15 @@ def delete_garbage(store: ObjectStore, plan: GcPlan) -> int:
     return count
 
 
-def _needed(store: ObjectStore, keep_runs: int, now: float) -> dict[str, str]:
+def _named_by_later_runs(store: ObjectStore, known: frozenset[str]) -> set[str]:
+    plans = [read_plan(store, run_id) for run_id in newest_run_ids(store) if run_id not in known]
+    return {task.output for plan in plans for task in plan.tasks.values()}
+
+
+def _needed(store: ObjectStore, run_ids: list[str], keep_runs: int, now: float) -> dict[str, str]:
     kept: dict[str, str] = {}
-    for position, run_id in enumerate(newest_run_ids(store)):
+    signs = _last_signs(store)
+    for position, run_id in enumerate(run_ids):
         try:
             run = read_plan(store, run_id)
         except MissingInputError:
@@ -95,7 +110,13 @@ def _needed(store: ObjectStore, keep_runs: int, now: float) -> dict[str, str]:
             if position < keep_runs:
                 raise
             continue  # any other error ends gc: what a store does not show may still be needed
-        reason = _reason_to_keep(store, run, position, keep_runs, now)
+        last_sign = max(run.created_unix_seconds, signs.get(run_id, 0.0))
+        if position < keep_runs:
+            reason = f"run {run_id} is one of the newest {keep_runs}"
+        elif _may_go_on(store, run, now, last_sign):
+            reason = f"run {run_id} has not succeeded and lived within 7 days"
+        else:
+            reason = ""
         if reason:
             for task in run.tasks.values():
                 kept.setdefault(task.output, reason)
@@ -107,12 +128,22 @@ def _needed(store: ObjectStore, keep_runs: int, now: float) -> dict[str, str]:
     return kept
 
 
-def _reason_to_keep(store: ObjectStore, run: Plan, position: int, keep_runs: int, now: float) -> str | None:
-    if position < keep_runs:
-        return f"run {run.run_id} is one of the newest {keep_runs}"
-    if now - run.created_unix_seconds < GRACE_SECONDS and state_of(store, run) not in ("succeeded", "failed"):
-        return f"run {run.run_id} is unfinished and younger than 7 days"
-    return None
+def _last_signs(store: ObjectStore) -> dict[str, float]:
+    """Return when each run's plan or newest record was written, by run id, in one listing."""
+    signs: dict[str, float] = {}
+    for info in store.list("runs/"):
+        run_id = info.key.split("/", 2)[1]
+        signs[run_id] = max(signs.get(run_id, 0.0), info.modified_unix_seconds)
+    return signs
+
+
+def _may_go_on(store: ObjectStore, run: Plan, now: float, last_sign: float) -> bool:
+    """Whether a run is under way, or failed a short time ago and may be asked to go on."""
+    if now - last_sign >= GRACE_SECONDS:
+        # a training of weeks writes no record meanwhile, but its heart beats
+        beats = store.list(f"{run.tasks['train'].output}heartbeat-") if "train" in run.tasks else ()
+        last_sign = max((info.modified_unix_seconds for info in beats), default=0.0)
+    return now - last_sign < GRACE_SECONDS and state_of(store, run) != "succeeded"
 
 
 def _keep_ancestors(store: ObjectStore, prefix: str, reason: str, kept: dict[str, str]) -> None:

@@ -1,5 +1,7 @@
 """Commands over the bucket alone: listing, showing, comparing, tracing, verifying and collecting garbage."""
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +133,6 @@ def test_verify_names_what_differs(store: LocalStore, tmp_path: Path, damage: st
 
 
 def _later(seconds: float = GRACE_SECONDS + 3600) -> float:
-    import time
-
     return time.time() + seconds
 
 
@@ -164,6 +164,38 @@ def test_gc_spares_a_live_run_and_everything_young(store: LocalStore, tmp_path: 
     write_record(store, NEW_RUN, "pack", {"state": "started"})
     assert plan_gc(store, keep_runs=0).garbage == []
     assert [item.prefix for item in plan_gc(store, 0, _later()).garbage] == ["packed/m-4/"]
+
+
+def test_gc_spares_a_training_of_weeks_by_its_heartbeat(store: LocalStore, tmp_path: Path) -> None:
+    _output(store, tmp_path, "native/m-1/")
+    _plan(store, NEW_RUN, created=0.0, convert="native/m-1/", train="trained/m-2/")
+    write_record(store, NEW_RUN, "train", {"state": "started"})
+    old = time.time() - 20 * 24 * 3600
+    for info in list(store.list("")):
+        os.utime(store.root / info.key, (old, old))
+    assert [item.prefix for item in plan_gc(store, keep_runs=0).garbage] == ["native/m-1/"]
+    store.put("trained/m-2/heartbeat-0001.json", b"{}")
+    assert plan_gc(store, keep_runs=0).garbage == []
+
+
+def test_gc_spares_what_a_failed_run_needs_to_go_on(store: LocalStore, tmp_path: Path) -> None:
+    _output(store, tmp_path, "native/m-1/")
+    for info in list(store.list("")):
+        os.utime(store.root / info.key, (0.0, 0.0))
+    _plan(store, NEW_RUN, created=time.time(), convert="native/m-1/")
+    write_numbered(store, finished_prefix(NEW_RUN), {"state": "failed"})
+    assert plan_gc(store, keep_runs=0).garbage == []
+    write_numbered(store, finished_prefix(NEW_RUN), {"state": "succeeded"})
+    assert [item.prefix for item in plan_gc(store, keep_runs=0).garbage] == ["native/m-1/"]
+
+
+def test_gc_spares_what_a_run_names_that_was_planned_after_it_looked(store: LocalStore, tmp_path: Path) -> None:
+    _output(store, tmp_path, "native/m-1/")
+    _output(store, tmp_path, "native/m-2/")
+    plan = plan_gc(store, keep_runs=0, now_unix_seconds=_later())
+    _plan(store, NEW_RUN, created=time.time(), convert="native/m-1/")
+    delete_garbage(store, plan)
+    assert [store.head(f"native/m-{name}/manifest.json") is not None for name in (1, 2)] == [True, False]
 
 
 def test_gc_removes_left_overs_of_other_tries_only(store: LocalStore, tmp_path: Path) -> None:
