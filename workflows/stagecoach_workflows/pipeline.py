@@ -34,7 +34,7 @@ from hera.workflows import (
 from hera.workflows import models as argo
 
 from stagecoach.errors import ConfigError
-from stagecoach_workflows import jobset
+from stagecoach_workflows import arguments, jobset
 from stagecoach_workflows.deployment import Deployment
 from stagecoach_workflows.graph import TaskNode, task_nodes
 from stagecoach_workflows.pod import (
@@ -115,17 +115,17 @@ def _connect(plan: Task, nodes: Mapping[str, TaskNode], stages: Mapping[str, Con
 
 
 def _task(node: TaskNode, template: Container | Resource, after: tuple[Task, ...]) -> Task:
-    arguments = {"run-id": _plan_output("run-id"), "task": node.task}
+    values = {"run-id": _plan_output("run-id"), "task": node.task}
     hooks = None
     if node.kind.stage == "train":
-        arguments["key"] = _plan_output("train-key")
+        values["key"] = _plan_output("train-key")
     if isinstance(template, Resource):
         key = argo.Arguments(parameters=[argo.Parameter(name="key", value=_plan_output("train-key"))])
         hooks = {"exit": argo.LifecycleHook(template=_END_JOBSET, arguments=key)}
     return Task(
         name=argo_name(node.task),
         template=template,
-        arguments=cast(Any, arguments),
+        arguments=cast(Any, values),
         depends=" && ".join(other.name for other in after),
         when=f"'{_plan_output(decision_parameter(node.task))}' == 'run'",
         hooks=cast(Any, hooks),
@@ -185,15 +185,7 @@ class _Templates:
             "plan",
             image="pipeline",
             command=["python", "-m", "stagecoach_workflows.plan"],
-            args=[
-                "--store={{workflow.parameters.store}}",
-                "--recipe-base64={{workflow.parameters.recipe}}",
-                "--set={{workflow.parameters.set}}",
-                "--run={{workflow.parameters.run}}",
-                "--workflow={{workflow.name}}",
-                "--created={{workflow.creationTimestamp.s}}",
-                "--runner={{workflow.parameters.runner}}",
-            ],
+            args=list(arguments.PLAN),
             outputs=[_output(name, "run" if name.startswith("decision-") else "") for name in names],
             # the sentence of a refused recipe is then the message of the workflow's node
             termination_message_policy="FallbackToLogsOnError",
@@ -203,11 +195,7 @@ class _Templates:
         policy = self._policy(node.kind.name)
         stage = node.kind.stage
         command = ["python", "-m", f"stagecoach_{stage}"]
-        args = [
-            "--store={{workflow.parameters.store}}",
-            "--run={{inputs.parameters.run-id}}",
-            "--task={{inputs.parameters.task}}",
-        ]
+        args = list(arguments.STAGE)
         inputs = [Parameter(name="run-id"), Parameter(name="task")]
         options: dict[str, Any] = {}
         if stage == "train":
@@ -237,16 +225,7 @@ class _Templates:
             "notify",
             image="pipeline",
             command=["python", "-m", "stagecoach_workflows.notify"],
-            args=[
-                "--store={{workflow.parameters.store}}",
-                "--run={{workflow.parameters.run}}",
-                "--workflow={{workflow.name}}",
-                "--created={{workflow.creationTimestamp.s}}",
-                "--status={{workflow.status}}",
-                "--namespace={{workflow.namespace}}",
-                "--commit={{workflow.parameters.commit}}",
-                f"--secrets={NOTIFY_PATH}",
-            ],
+            args=list(arguments.NOTIFY),
             extra_volumes=[
                 SecretVolume(
                     name="notify", secret_name=self._deployment.notify_secret, mount_path=NOTIFY_PATH, optional=True
