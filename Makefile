@@ -86,7 +86,7 @@ contracts: setup ## import-linter: who may import whom
 
 .PHONY: test
 test: setup ## Every test that needs no GPU, cluster, Docker or real weights; a skip with any other reason fails
-	$(PYTEST) --strict-skips -n $(WORKERS) --dist loadgroup -m "not real and not gpu and not cluster and not images and not slow" tests $(ARGS)
+	$(PYTEST) --strict-skips -n $(WORKERS) --dist loadgroup -m "not real and not gpu and not cluster and not images and not slurm and not slow" tests $(ARGS)
 
 .PHONY: test-real
 test-real: setup ## Real SmolLM2-135M weights and real chat data through the whole pipeline
@@ -113,6 +113,10 @@ test-images: setup ## Sizes against images/budgets.toml, users, labels, start ti
 .PHONY: test-cluster
 test-cluster: setup ## The proofs on the cluster of KUBECONFIG, or of `make cluster-up`
 	tests/cluster/in-cluster.sh $(PYTEST) -m cluster tests/cluster $(ARGS)
+
+.PHONY: test-slurm
+test-slurm: setup ## A real SLURM on this machine, started and stopped: needs root, slurmctld, slurmd, slurm-client and munge
+	$(PYTEST) --strict-skips -m slurm tests/slurm $(ARGS)
 
 ##@ Images and cluster
 

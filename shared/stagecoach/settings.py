@@ -55,7 +55,8 @@ class Settings:
     world_size: int | None = None
     """Number of ranks under another launcher. WORLD_SIZE."""
     node_rank: int = 0
-    """Index of this machine among the machines of one training. STAGECOACH_NODE_RANK, then JOB_COMPLETION_INDEX."""
+    """Index of this machine among the machines of one training. STAGECOACH_NODE_RANK, then JOB_COMPLETION_INDEX,
+    SLURM_NODEID."""
     main_address: str | None = None
     """Host name of the machine with rank 0. MASTER_ADDR."""
     main_port: int | None = None
@@ -100,7 +101,7 @@ class Settings:
             rank=read.number("RANK"),
             local_rank=read.number("LOCAL_RANK"),
             world_size=read.number("WORLD_SIZE"),
-            node_rank=read.number("STAGECOACH_NODE_RANK", "JOB_COMPLETION_INDEX") or 0,
+            node_rank=read.number("STAGECOACH_NODE_RANK", "JOB_COMPLETION_INDEX", "SLURM_NODEID") or 0,
             main_address=read.text("MASTER_ADDR"),
             main_port=read.number("MASTER_PORT"),
             git_revision=read.text("STAGECOACH_GIT_REVISION"),

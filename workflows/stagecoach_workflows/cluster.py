@@ -9,7 +9,6 @@ import base64
 import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import urllib3
@@ -17,6 +16,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from stagecoach.errors import ConfigError, MissingInputError, StagecoachError, UnavailableError
+from stagecoach_workflows.workflow_state import NodeState, WorkflowState
 
 _GROUP, _VERSION = "argoproj.io", "v1alpha1"
 _RUN_LABEL = "stagecoach/run"
@@ -24,56 +24,8 @@ _WORKFLOW_LABEL = "workflows.argoproj.io/workflow"
 _NODE_ANNOTATION = "workflows.argoproj.io/node-id"
 _ARGO_LINE = " argo=true"  # the mark by which Argo's own client leaves these lines out
 _EXIT_HOOK = ".onExit"
-_ENDED = ("Succeeded", "Failed", "Error")
 _Result = TypeVar("_Result")
 _config: Any = config  # its functions carry no types
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NodeState:
-    """One task of a workflow as Argo reports it, its attempts taken together."""
-
-    task: str
-    phase: str
-    """Pending, Running, Succeeded, Skipped, Omitted, Failed or Error."""
-    progress: float
-    """Share that is done, 0 to 1."""
-    attempts: int
-    started: str
-    finished: str
-    message: str
-    exit_code: int | None
-    node_id: str | None
-    """Argo's id of the last attempt, if that is a pod; ``Cluster.pods`` knows its name."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkflowState:
-    """One workflow as Argo reports it."""
-
-    name: str
-    run_id: str
-    phase: str
-    message: str
-    started: str
-    finished: str
-    nodes: tuple[NodeState, ...]
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has ended, well or not."""
-        return self.phase in _ENDED
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of the run: of the task that failed first, 0 if none did, 70 where nothing is known."""
-        if self.phase == "Succeeded":
-            return 0
-        failed = sorted(
-            (node for node in self.nodes if node.phase in ("Failed", "Error")), key=lambda node: node.finished
-        )
-        codes = [node.exit_code for node in failed if node.exit_code is not None and node.exit_code > 0]
-        return codes[0] if codes else StagecoachError.exit_code
 
 
 class Cluster:

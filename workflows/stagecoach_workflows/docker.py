@@ -15,7 +15,7 @@ from stagecoach_workflows.interpret import Step
 
 _PROGRESS_PATH = "/work/progress"
 _NEEDS_THE_NETWORK = ("plan", "download-model", "download-tokenizer", "download-data", "export")
-_PASSED_ON = (
+PASSED_ON = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -30,7 +30,7 @@ _PASSED_ON = (
     "STAGECOACH_FAULT",
     "OMP_NUM_THREADS",
 )
-_HUB_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+HUB_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")
 
 
 class DockerLauncher:
@@ -98,7 +98,7 @@ class DockerLauncher:
         variables = {**step.env, "ARGO_PROGRESS_FILE": f"{_PROGRESS_PATH}/{run.progress_file.name}"}
         for variable, value in variables.items():
             command += ["--env", f"{variable}={value}"]
-        passed_on = (*_PASSED_ON, *self._extra, *(_HUB_VARIABLES if self._asks_the_hub(step) else ()))
+        passed_on = (*PASSED_ON, *self._extra, *(HUB_VARIABLES if self._asks_the_hub(step) else ()))
         for variable in passed_on:  # without a value: taken from docker's own environment, so no secret is an argument
             command += ["--env", variable]
         if step.name == "train" and self._gpus:

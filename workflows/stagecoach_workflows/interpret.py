@@ -1,7 +1,7 @@
-"""Reads a built workflow, so that a runner on one machine executes the same graph that Argo would.
+"""Reads a built workflow, so that a runner without Argo executes the same graph that Argo would.
 
 Every field is on one of three lists: executed here, without meaning here, or (all others) refused by name. So a new
-field in ``pipeline.py`` cannot be ignored in silence.
+field in ``pipeline.py`` cannot be ignored in silence. A scheduler of its own (SLURM) also reads what a task asks for.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from stagecoach.errors import ConfigError
-from stagecoach_workflows.policy import RETRY_EXPRESSION
+from stagecoach_workflows.policy import RETRY_EXIT_CODES, RETRY_EXPRESSION
 
 EXECUTED: Mapping[str, frozenset[str]] = {
     "document": frozenset({"spec", "metadata"}),
@@ -68,11 +70,18 @@ WITHOUT_MEANING: Mapping[str, frozenset[str]] = {
         }
     ),
     "container": frozenset({"envFrom", "imagePullPolicy", "resources", "securityContext", "terminationMessagePolicy"}),
+    "task": frozenset({"hooks"}),
     "retry": frozenset({"affinity"}),
     "parameter": frozenset({"description"}),
     "outputs": frozenset({"artifacts"}),
 }
 """Fields that say something to a cluster only: a machine of one's own has one user, no scheduler and no quota."""
+
+SCHEDULED: Mapping[str, frozenset[str]] = {
+    "template": frozenset({"timeout", "synchronization", "resource"}),
+    "container": frozenset({"resources"}),
+}
+"""Fields that a runner with a scheduler acts on as well; ``resource`` is a training on several nodes, a JobSet."""
 
 _TAG = re.compile(r"\{\{(.*?)\}\}")
 _WHEN = re.compile(r"'(\{\{[^{}']+\}\})' == '([^'{}]*)'")
@@ -116,6 +125,14 @@ class Step:
     inputs: tuple[str, ...]
     outputs: Mapping[str, OutputFile]
     retry: Retry | None
+    asks: Mapping[str, str] = field(default_factory=dict)
+    """Resources by Kubernetes' names (``cpu``, ``memory``, ``nvidia.com/gpu``), for a scheduler."""
+    timeout_seconds: float | None = None
+    """Longest time of one attempt, for a scheduler."""
+    mutex: str | None = None
+    """Name that at most one running task may hold, with tags in it, for a scheduler."""
+    num_nodes: int = 1
+    """Machines that run the same command side by side; more than one for a scheduler only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,18 +161,23 @@ class Graph:
         return self.steps[task.template]
 
 
-def read_workflow(document: Mapping[str, Any]) -> Graph:
+def read_workflow(document: Mapping[str, Any], *, scheduled: bool = False) -> Graph:
     """Return the graph of a WorkflowTemplate or Workflow, as ``to_dict()`` gives it.
 
+    Args:
+        document: The workflow.
+        scheduled: The runner has a scheduler and so can run a task on several nodes.
+
     Raises:
-        ConfigError: It has a field that a runner on one machine neither executes nor may ignore.
+        ConfigError: It has a field that the runner neither executes nor may ignore.
     """
     _check("document", document, "workflow")
     spec = document["spec"]
     _check("spec", spec, "spec")
     templates = {template["name"]: template for template in spec["templates"]}
     for name, template in templates.items():
-        _check("template", template, f"template {name}")
+        if not (scheduled and "resource" in template):
+            _check("template", template, f"template {name}")
     entry = templates[spec["entrypoint"]]
     if "dag" not in entry:
         raise ConfigError(f"template {entry['name']}: expected a DAG as the workflow's entrypoint")
@@ -166,7 +188,11 @@ def read_workflow(document: Mapping[str, Any]) -> Graph:
         name=document["metadata"]["name"],
         parameters=_values(spec.get("arguments", {}), "spec.arguments"),
         tasks=tasks,
-        steps={name: _step(template) for name, template in templates.items() if "container" in template},
+        steps={
+            name: _step(template) if "container" in template else _job_set_step(template)
+            for name, template in templates.items()
+            if "container" in template or template.get("resource", {}).get("action") == "apply"
+        },
     )
 
 
@@ -199,7 +225,8 @@ def _check(kind: str, value: Mapping[str, Any], where: str) -> None:
     unknown = sorted(set(value) - known)
     if unknown:
         raise ConfigError(
-            f"{where}: the field {unknown[0]!r} cannot be executed on one machine; use --runner argo for this workflow"
+            f"{where}: the field {unknown[0]!r} cannot be executed on one machine;"
+            " use --runner argo or --runner slurm for this workflow"
         )
 
 
@@ -220,6 +247,51 @@ def _step(template: Mapping[str, Any]) -> Step:
         inputs=tuple(parameter["name"] for parameter in inputs.get("parameters", ())),
         outputs={item["name"]: _output_file(item, where) for item in outputs.get("parameters", ())},
         retry=_retry(template["retryStrategy"], where) if "retryStrategy" in template else None,
+        **_scheduling(template, container, where),
+    )
+
+
+def _scheduling(template: Mapping[str, Any], container: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the fields of a step that only a scheduler reads."""
+    mutexes = template.get("synchronization", {}).get("mutexes", ())
+    return {
+        "asks": dict(container.get("resources", {}).get("requests", {})),
+        "timeout_seconds": duration_seconds(template["timeout"], where) if "timeout" in template else None,
+        "mutex": mutexes[0]["name"] if mutexes else None,
+    }
+
+
+def _job_set_step(template: Mapping[str, Any]) -> Step:
+    """Return the step that a resource template's JobSet runs on each of its nodes.
+
+    Where the nodes meet is the runner's business: it says so by ``MASTER_ADDR`` and ``MASTER_PORT``.
+    """
+    where = f"template {template['name']}: resource"
+    job_set = yaml.safe_load(template["resource"]["manifest"])
+    if job_set.get("kind") != "JobSet":
+        raise ConfigError(f"{where}: expected a JobSet, got {job_set.get('kind')!r}")
+    (replicated,) = job_set["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    rules = job["podFailurePolicy"]["rules"]
+    retried = [rule["onExitCodes"]["values"] for rule in rules if rule["action"] == "Count" and "onExitCodes" in rule]
+    if retried != [sorted(RETRY_EXIT_CODES)]:
+        raise ConfigError(f"{where}: podFailurePolicy: expected the generated rules; no others can be executed")
+    environment = [item for item in container["env"] if item["name"] not in ("MASTER_ADDR", "MASTER_PORT")]
+    return Step(
+        name=template["name"],
+        image=container["image"],
+        command=tuple(container["command"]),
+        args=tuple(container["args"]),
+        env=_environment(environment, where),
+        mounts={mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]},
+        inputs=tuple(parameter["name"] for parameter in template["inputs"]["parameters"]),
+        outputs={},
+        retry=Retry(
+            limit=int(job_set["spec"]["failurePolicy"]["maxRestarts"]), backoff_seconds=0, factor=1, cap_seconds=0
+        ),
+        num_nodes=int(job["parallelism"]),
+        **_scheduling(template, container, where),
     )
 
 

@@ -245,7 +245,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", default="", metavar="ID", help="run id; made from --workflow and --created without it")
     parser.add_argument("--workflow", default="run", metavar="NAME", help="name of the workflow")
     parser.add_argument("--created", type=float, default=0.0, metavar="SECONDS", help="unix time the workflow was made")
-    parser.add_argument("--runner", default="local", choices=("local", "docker", "argo"), help="what runs the stages")
+    parser.add_argument(
+        "--runner", default="local", choices=("local", "docker", "slurm", "argo"), help="what runs the stages"
+    )
     return parser
 
 

@@ -1,8 +1,11 @@
-"""``stagecoach submit``, ``status``, ``logs`` and ``cancel``: a recipe on a cluster, through the Kubernetes API."""
+"""``stagecoach submit``, ``status``, ``logs`` and ``cancel``: a recipe on a cluster, Kubernetes or SLURM.
+
+A run that was submitted to SLURM is known by its folder under ``--work``.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,13 +32,31 @@ def submit(
     namespace: options.Namespace = "",
     deployment: options.DeploymentFile = None,
     images: options.ImagesFile = None,
+    runner: Annotated[Literal["argo", "slurm"], typer.Option(help="Which kind of cluster.")] = "argo",
+    slurm: options.SlurmFile = None,
+    work: options.Work = options.DEFAULT_WORK,
 ) -> int:
-    """Run a recipe on the cluster of KUBECONFIG.
+    """Run a recipe on the cluster of KUBECONFIG, or on the SLURM cluster of this login node.
 
     With RECIPE its WorkflowTemplate is made first, unless it is there; with --from only the Workflow is, and --set
     takes only fields that leave resources and tasks as they are.
     """
-    from stagecoach_workflows.cli.submitting import Submission, follow
+    if runner == "slurm":
+        from stagecoach_workflows.cli.slurm import SlurmSubmission
+
+        batch = SlurmSubmission.of(
+            recipe,
+            settings or (),
+            store_url=store,
+            run_id=run_id,
+            work=work,
+            slurm_file=slurm,
+            deployment=deployment,
+            images=images,
+        )
+        return batch.follow() if batch.submit() and wait else 0
+    from stagecoach_workflows.cli.following import follow
+    from stagecoach_workflows.cli.submitting import Submission
     from stagecoach_workflows.cluster import Cluster
 
     submission = Submission.of(recipe, template, settings or (), deployment, images)
@@ -49,9 +70,15 @@ def status(
     run: options.RunArgument,
     wait: Annotated[bool, typer.Option("--wait", help="Show how it goes; exit with the run's exit code.")] = False,
     namespace: options.Namespace = "",
+    work: options.Work = options.DEFAULT_WORK,
 ) -> int:
     """Show how a run on the cluster is doing."""
-    from stagecoach_workflows.cli.submitting import follow, show_state
+    from stagecoach_workflows.cli import slurm
+
+    batch = slurm.submitted_run(work, run)
+    if batch is not None:
+        return slurm.status(batch, wait=wait)
+    from stagecoach_workflows.cli.following import follow, show_state
     from stagecoach_workflows.cluster import Cluster
 
     cluster = Cluster(namespace)
@@ -70,9 +97,16 @@ def logs(
         int | None, typer.Option(metavar="NUM", help="Only so many last lines of each task.", show_default=False)
     ] = None,
     namespace: options.Namespace = "",
+    work: options.Work = options.DEFAULT_WORK,
 ) -> None:
-    """Show what the tasks of a run wrote, the last attempt of each."""
+    """Show what the tasks of a run wrote: on Kubernetes the last attempt of each, on SLURM all of them."""
     from stagecoach.errors import MissingInputError
+    from stagecoach_workflows.cli import slurm
+
+    batch = slurm.submitted_run(work, run)
+    if batch is not None:
+        slurm.logs(batch, task, follow=follow, tail_lines=tail)
+        return
     from stagecoach_workflows.cluster import Cluster
 
     cluster = Cluster(namespace)
@@ -95,10 +129,17 @@ def logs(
 
 def cancel(
     run: options.RunArgument,
-    now: Annotated[bool, typer.Option("--now", help="Without the exit hook.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Without the exit hook, and without time to save.")] = False,
     namespace: options.Namespace = "",
+    work: options.Work = options.DEFAULT_WORK,
 ) -> None:
     """End a run on the cluster; train saves what it has, and the same submit goes on from there."""
+    from stagecoach_workflows.cli import slurm
+
+    batch = slurm.submitted_run(work, run)
+    if batch is not None:
+        slurm.cancel(batch, now=now)
+        return
     from stagecoach_workflows.cluster import Cluster
 
     cluster = Cluster(namespace)

@@ -31,6 +31,15 @@ DeploymentFile = Annotated[
     Path | None,
     typer.Option("--deployment", metavar="FILE", help="YAML with what the cluster decides.", show_default=False),
 ]
+SlurmFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--slurm",
+        metavar="FILE",
+        help="YAML with what a SLURM cluster decides; slurm.yaml here, if there is one.",
+        show_default=False,
+    ),
+]
 ImagesFile = Annotated[
     Path | None,
     typer.Option("--images", metavar="FILE", help="images.lock.json: image to digest.", show_default=False),

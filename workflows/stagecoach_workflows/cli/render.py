@@ -1,9 +1,9 @@
-"""``stagecoach render``: the YAML that a cluster gets for a recipe."""
+"""``stagecoach render``: the YAML, or the batch scripts, that a cluster gets for a recipe."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,7 +24,8 @@ def render(
     settings: options.Settings = None,
     every: Annotated[bool, typer.Option("--all", help="Write every shipped recipe to the rendered folder.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write here, not to standard output.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write here; for SLURM a folder."),
     ] = None,
     alias: Annotated[
         bool, typer.Option("--alias", help="Add the same template under its name without digest.")
@@ -35,8 +36,13 @@ def render(
     ] = None,
     deployment: options.DeploymentFile = None,
     images: options.ImagesFile = None,
+    runner: Annotated[Literal["argo", "slurm"], typer.Option(help="Which kind of cluster.")] = "argo",
+    slurm: options.SlurmFile = None,
+    store: Annotated[
+        str, typer.Option("--store", metavar="URL", help="Where everything is kept, for SLURM.", show_default=False)
+    ] = "",
 ) -> None:
-    """Write the WorkflowTemplate of a recipe as YAML."""
+    """Write the WorkflowTemplate of a recipe as YAML, or the batch scripts of a SLURM cluster and their submit.sh."""
     from stagecoach.errors import ConfigError
     from stagecoach_workflows.deployment import load_deployment
     from stagecoach_workflows.recipes_shipped import load_recipe, shipped_names
@@ -45,6 +51,17 @@ def render(
     if bool(recipe) == every:
         raise ConfigError("render: expected a RECIPE, or --all for every shipped one")
     cluster = load_deployment(deployment, images)
+    if runner == "slurm":
+        from stagecoach.settings import Settings
+        from stagecoach.storage.open import open_store
+        from stagecoach_workflows.slurm.config import load_slurm_config
+        from stagecoach_workflows.slurm.scripts import Scripts
+
+        if every or output is None:
+            raise ConfigError("render --runner slurm: expected a RECIPE and a folder: --output DIR")
+        url = open_store(store, Settings.from_environ()).url if store else cluster.store
+        Scripts.of(load_recipe(recipe, settings or ()), cluster, load_slurm_config(slurm), url).write(output)
+        return
     if every:
         folder = output or _RENDERED
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import typer
 
 from stagecoach_workflows.cli import options
 
-Runner = Literal["local", "docker", "argo"]
+Runner = Literal["local", "docker", "slurm", "argo"]
 
 
 def register(commands: typer.Typer) -> None:
@@ -33,6 +33,7 @@ def run(
     work: options.Work = options.DEFAULT_WORK,
     deployment: options.DeploymentFile = None,
     images: options.ImagesFile = None,
+    slurm: options.SlurmFile = None,
 ) -> int:
     """Run a recipe: every stage whose output is not there yet.
 
@@ -49,6 +50,23 @@ def run(
         return submit(
             recipe, settings=settings, store=store, run_id=run_id, deployment=deployment, images=images, wait=True
         )
+    if runner == "slurm":
+        from stagecoach_workflows.cli.slurm import SlurmSubmission
+
+        submission = SlurmSubmission.of(
+            recipe,
+            settings or (),
+            store_url=store,
+            run_id=run_id,
+            work=work,
+            slurm_file=slurm,
+            deployment=deployment,
+            images=images,
+        )
+        if not submission.submit():
+            submission.show_results()
+            return 0
+        return submission.follow()
     from stagecoach_workflows.cli.local_run import LocalRun
 
     local = LocalRun.of(recipe, settings or (), runner=runner, store_url=store, run_id=run_id, work=work)

@@ -103,7 +103,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
         _write_kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
-        monkeypatch.setattr("stagecoach_workflows.cli.submitting._POLL_SECONDS", 0.01)
+        monkeypatch.setattr("stagecoach_workflows.cli.following._POLL_SECONDS", 0.01)
         yield made
         server.shutdown()
         thread.join()

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Plans recipe micro here, then submits a job for each task that has something to do: ./submit.sh RUN_ID [FOLDER]
+# FOLDER (./RUN_ID) gets logs, progress and the ids of the jobs; it and the store must be there on every node.
+set -Eeuo pipefail
+shopt -s inherit_errexit
+
+here=$(cd "$(dirname "$0")" && pwd)
+run=${1:?usage: submit.sh RUN_ID [FOLDER]} folder=${2:-$PWD/$1}
+mkdir -p "$folder/logs" "$folder/plan/artifacts"
+folder=$(cd "$folder" && pwd)
+: > "$folder/jobs"
+trap 'cut -f 2 "$folder/jobs" | xargs -r scancel' ERR  # never half a run
+
+STAGECOACH_ARTIFACTS=$folder/plan/artifacts python -m stagecoach_workflows.plan --store=s3://stagecoach --recipe-base64="$(< "$here/recipe.base64")" --set= --run="$run" --workflow=stagecoach-micro-d9cbfaf385 --created=0 --runner=slurm
+
+plan() { cat "$folder/plan/artifacts/$1"; }
+declare -A after  # task -> ids of the jobs that have to end well before its readers start
+
+job() {  # NAME DEPENDENCY [OPTION ...] -> its id
+  local id
+  id=$(sbatch --parsable --output="$folder/logs/$1.log" ${2:+--dependency="$2"} "${@:3}" "$here/$1.sbatch" "$run" "$folder")
+  printf '%s\t%s\n' "$1" "${id%%;*}" >> "$folder/jobs"
+  printf '%s' "${id%%;*}"
+}
+
+submit() {  # TASK MUTEX READS ...
+  local task=$1 mutex=$2 ids="" dependency options=()
+  for other in "${@:3}"; do ids+=" ${after[$other]}"; done
+  after[$task]=$ids
+  [ "$(plan "decision-$task")" = run ] || return 0
+  dependency=$(tr -s ' ' '\n' <<< "$ids" | sort -un | sed '/^$/d' | paste -sd : -)
+  dependency=${dependency:+afterok:$dependency}
+  # two runs that want the same training: the second one waits, then finds it done
+  if [ -n "$mutex" ]; then dependency=${dependency:+$dependency,}singleton options=(--job-name="$mutex"); fi
+  after[$task]=$(job "$task" "$dependency" ${options+"${options[@]}"})
+}
+
+grep -qsx run "$folder"/plan/artifacts/decision-* || { echo "nothing to do" >&2; exit 0; }
+after[plan]=$(job probe '')
+submit download-model '' plan
+submit download-tokenizer '' plan
+submit download-data-demo '' plan
+submit convert '' download-model download-tokenizer
+submit shard '' convert
+submit pack '' download-tokenizer download-data-demo
+submit train "stagecoach-train-$(plan train-key)" shard pack download-tokenizer
+submit export '' train convert download-tokenizer pack
+job notify "afterany:$(cut -f 2 "$folder/jobs" | paste -sd : -)" > /dev/null
+trap - ERR
+cat "$folder/jobs"

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Plans recipe mistral-7b-4xa100 here, then submits a job for each task that has something to do: ./submit.sh RUN_ID [FOLDER]
+# FOLDER (./RUN_ID) gets logs, progress and the ids of the jobs; it and the store must be there on every node.
+set -Eeuo pipefail
+shopt -s inherit_errexit
+
+here=$(cd "$(dirname "$0")" && pwd)
+run=${1:?usage: submit.sh RUN_ID [FOLDER]} folder=${2:-$PWD/$1}
+mkdir -p "$folder/logs" "$folder/plan/artifacts"
+folder=$(cd "$folder" && pwd)
+: > "$folder/jobs"
+trap 'cut -f 2 "$folder/jobs" | xargs -r scancel' ERR  # never half a run
+
+STAGECOACH_ARTIFACTS=$folder/plan/artifacts python -m stagecoach_workflows.plan --store=s3://stagecoach --recipe-base64="$(< "$here/recipe.base64")" --set= --run="$run" --workflow=stagecoach-mistral-7b-4xa100-18a6b95b99 --created=0 --runner=slurm
+
+plan() { cat "$folder/plan/artifacts/$1"; }
+declare -A after  # task -> ids of the jobs that have to end well before its readers start
+
+job() {  # NAME DEPENDENCY [OPTION ...] -> its id
+  local id
+  id=$(sbatch --parsable --output="$folder/logs/$1.log" ${2:+--dependency="$2"} "${@:3}" "$here/$1.sbatch" "$run" "$folder")
+  printf '%s\t%s\n' "$1" "${id%%;*}" >> "$folder/jobs"
+  printf '%s' "${id%%;*}"
+}
+
+submit() {  # TASK MUTEX READS ...
+  local task=$1 mutex=$2 ids="" dependency options=()
+  for other in "${@:3}"; do ids+=" ${after[$other]}"; done
+  after[$task]=$ids
+  [ "$(plan "decision-$task")" = run ] || return 0
+  dependency=$(tr -s ' ' '\n' <<< "$ids" | sort -un | sed '/^$/d' | paste -sd : -)
+  dependency=${dependency:+afterok:$dependency}
+  # two runs that want the same training: the second one waits, then finds it done
+  if [ -n "$mutex" ]; then dependency=${dependency:+$dependency,}singleton options=(--job-name="$mutex"); fi
+  after[$task]=$(job "$task" "$dependency" ${options+"${options[@]}"})
+}
+
+grep -qsx run "$folder"/plan/artifacts/decision-* || { echo "nothing to do" >&2; exit 0; }
+after[plan]=$(job probe '')
+after[download-model]=${after[plan]}; [ "$(plan decision-download-model)" != run ] || bash "$here/download-model.sbatch" "$run" "$folder" 2>&1 | tee -a "$folder/logs/download-model.log"
+after[download-tokenizer]=${after[plan]}; [ "$(plan decision-download-tokenizer)" != run ] || bash "$here/download-tokenizer.sbatch" "$run" "$folder" 2>&1 | tee -a "$folder/logs/download-tokenizer.log"
+after[download-data-codeact]=${after[plan]}; [ "$(plan decision-download-data-codeact)" != run ] || bash "$here/download-data-codeact.sbatch" "$run" "$folder" 2>&1 | tee -a "$folder/logs/download-data-codeact.log"
+after[download-data-general]=${after[plan]}; [ "$(plan decision-download-data-general)" != run ] || bash "$here/download-data-general.sbatch" "$run" "$folder" 2>&1 | tee -a "$folder/logs/download-data-general.log"
+submit convert '' download-model download-tokenizer
+submit shard '' convert
+submit pack '' download-tokenizer download-data-codeact download-data-general
+submit train "stagecoach-train-$(plan train-key)" shard pack download-tokenizer
+submit export '' train convert download-tokenizer pack
+job notify "afterany:$(cut -f 2 "$folder/jobs" | paste -sd : -)" > /dev/null
+trap - ERR
+cat "$folder/jobs"

@@ -1,0 +1,122 @@
+"""The micro recipe on a real SLURM: to the end, and through everything that happens to jobs there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.conftest import LONG, RUN, Work
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+TASKS = ["probe", "download-model", "download-tokenizer", "download-data-demo", "convert", "shard", "pack", "train"]
+TASKS += ["export", "notify"]
+
+
+def resumed(log: str) -> list[int]:
+    """The steps from which attempts after the first went on."""
+    return [int(step) for step in re.findall(r"attempt \d+, from iteration (\d+)", log)]
+
+
+def test_a_run_ends_well_and_a_second_one_submits_nothing(work: Work) -> None:
+    first = work.run()
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert work.manifest("export") is not None
+    assert work.finished()["state"] == "succeeded" and work.finished()["runner"] == "slurm"
+    shown = work.call("status", RUN)
+    assert [line.split()[0] for line in shown.stdout.splitlines()[1:]] == TASKS
+    assert "packs" in work.call("logs", RUN, "--task", "pack").stdout
+
+    second = work.run(run_id="20261125T013100Z-micro-again")
+    assert second.returncode == 0, second.stderr
+    assert "no job was submitted" in second.stdout
+    assert work.cluster.queue() == []
+
+
+def test_scripts_submitted_by_hand_are_a_run_too(work: Work) -> None:
+    work.configure(f"python: {sys.executable}")
+    scripts = work.folder / "scripts"
+    rendered = work.call(
+        "render", "micro", "--runner", "slurm", "--output", str(scripts), "--store", str(work.folder / "store")
+    )
+    assert rendered.returncode == 0, rendered.stderr
+    folder = work.folder / RUN
+    subprocess.run([str(scripts / "submit.sh"), RUN, str(folder)], env=work.cluster.environ(), check=True)
+    ended = work.wait()
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert work.manifest("export") is not None
+
+
+def test_a_killed_node_costs_the_steps_since_the_last_checkpoint(work: Work) -> None:
+    work.submit(*LONG)
+    work.wait_until(lambda: "checkpoint of step 40" in work.log("train"), "a checkpoint")
+    node = work.cluster.ask("squeue", "--noheader", "--format=%N", f"--jobs={work.job('train')}").strip()
+    work.cluster.kill_node(node)
+    try:
+        ended = work.wait()
+    finally:
+        work.cluster.start_node(node)
+        work.cluster.wait_for_nodes()
+    assert ended.returncode == 0, ended.stdout + ended.stderr + work.log("train")
+    assert resumed(work.log("train")), work.log("train")
+    assert "attempt 2" in ended.stdout
+
+
+def test_a_time_limit_saves_and_the_next_job_goes_on(work: Work) -> None:
+    work.configure("tasks: {train: {time: '1'}}")
+    done = work.run(
+        "--set", "train.steps=1500", "--set", "train.save_every_steps=1500", "--set", "train.evaluate_every_steps=1500"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr + work.log("train")
+    log = work.log("train")
+    assert "exit code 75: this job is run again" in log
+    assert "DUE TO TIME LIMIT" not in log
+    assert resumed(log), log
+
+
+def test_a_requeue_by_the_cluster_goes_on_as_well(work: Work) -> None:
+    work.submit(*LONG)
+    work.wait_until(lambda: "checkpoint of step 40" in work.log("train"), "a checkpoint")
+    work.cluster.ask("scontrol", "requeue", work.job("train"))
+    ended = work.wait()
+    assert ended.returncode == 0, ended.stdout + ended.stderr + work.log("train")
+    assert resumed(work.log("train")), work.log("train")
+
+
+def test_a_cancelled_run_saves_ends_and_goes_on_when_it_is_submitted_again(work: Work) -> None:
+    work.submit(*LONG)
+    work.wait_until(lambda: "checkpoint of step 40" in work.log("train"), "a checkpoint")
+    assert work.call("cancel", RUN).returncode == 0
+    ended = work.wait()
+    assert ended.returncode == 75, ended.stdout + ended.stderr
+    work.wait_until(lambda: work.cluster.queue() == [], "the end of all jobs")
+    assert work.finished()["state"] == "failed"
+    assert "this job is run again" not in work.log("train").splitlines()[-1]
+
+    again = work.run(*LONG)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert resumed(work.log("train"))
+
+
+def test_a_training_on_two_nodes_meets_through_slurms_variables(work: Work) -> None:
+    done = work.run("--set", "train.nodes=2", "--set", "train.layout.data_parallel=2")
+    assert done.returncode == 0, done.stdout + done.stderr + work.log("train")
+    script = (work.folder / RUN / "slurm" / "train.sbatch").read_text()
+    assert "#SBATCH --nodes=2" in script
+    hosts = work.cluster.ask("scontrol", "show", "job", work.job("train"))
+    assert "NumNodes=2" in hosts
+
+
+def test_a_task_without_retries_left_fails_the_run_and_its_readers(work: Work, tmp_path: Path) -> None:
+    work.configure("defaults: {memory_gib: 2, cpus: 1}")  # data of one's own asks for more than these nodes have
+    data = tmp_path / "chat.jsonl"
+    data.write_text('{"messages": "no list"}\n' * 4)
+    setting = f"data.sources=[{{name: mine, source: {{kind: directory, path: {data}}}}}]"
+    done = work.run("--set", setting)
+    assert done.returncode == 79, done.stdout + done.stderr
+    assert work.finished()["failed_task"] == "pack"
+    assert "export" in done.stdout and "Omitted" in done.stdout

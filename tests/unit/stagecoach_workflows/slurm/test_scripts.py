@@ -1,0 +1,65 @@
+"""The batch scripts are what a SLURM cluster gets: compared with committed files, and with the shell's own parser."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import stagecoach_workflows
+from stagecoach_workflows.deployment import Deployment
+from stagecoach_workflows.policy import RETRY_EXIT_CODES
+from stagecoach_workflows.recipes_shipped import load_recipe
+from stagecoach_workflows.slurm.config import SlurmConfig, load_slurm_config
+from stagecoach_workflows.slurm.scripts import Scripts
+from tests.architecture.source_tree import ROOT
+from tests.unit.stagecoach_workflows.recipes import small_recipe
+
+GOLDEN = ROOT / "tests/golden/slurm"
+EXAMPLE = Path(stagecoach_workflows.__path__[0]) / "recipes/slurm/4xa100.yaml"
+
+
+def scripts(recipe: str, config: SlurmConfig) -> Scripts:
+    return Scripts.of(load_recipe(recipe), Deployment(), config, "s3://stagecoach")
+
+
+def scripts_of(name: str) -> Scripts:
+    """The scripts of a golden folder."""
+    if name == "mistral-7b-4xa100":
+        return scripts(name, load_slurm_config(EXAMPLE))
+    return scripts("micro", SlurmConfig())
+
+
+@pytest.mark.parametrize("name", ["mistral-7b-4xa100", "micro"])
+def test_the_scripts_are_the_committed_ones(name: str, request: pytest.FixtureRequest) -> None:
+    files = {file: text for file, text in scripts_of(name).files.items() if file != "recipe.base64"}
+    if request.config.getoption("--regenerate"):
+        (GOLDEN / name).mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            (GOLDEN / name / file).write_text(text)
+    committed = {file.name: file.read_text() for file in (GOLDEN / name).iterdir()}
+    assert committed == files, "STAGECOACH_REGENERATE=1 writes them anew; look at the diff"
+
+
+@pytest.mark.parametrize("runtime", ["none", "apptainer", "charliecloud", "podman"])
+def test_the_shell_can_read_every_script(runtime: str, tmp_path: Path) -> None:
+    config = SlurmConfig.model_validate({"runtime": runtime, "images": "/images with a space"})
+    recipe = small_recipe("train.nodes=2", "train.layout.data_parallel=2")
+    Scripts.of(recipe, Deployment(), config, "file:///a store").write(tmp_path)
+    for file in tmp_path.iterdir():
+        if file.suffix != ".base64":
+            subprocess.run(["bash", "-n", str(file)], check=True)
+
+
+def test_the_retry_table_is_the_workflows_own() -> None:
+    train = scripts("micro", SlurmConfig()).files["train.sbatch"]
+    assert f"^({'|'.join(str(code) for code in RETRY_EXIT_CODES)})$" in train
+    assert "-lt 12" in train
+
+
+def test_several_nodes_meet_at_the_first_one() -> None:
+    recipe = small_recipe("train.nodes=2", "train.layout.data_parallel=2")
+    train = Scripts.of(recipe, Deployment(), SlurmConfig(), "s3://stagecoach").files["train.sbatch"]
+    assert "#SBATCH --nodes=2" in train
+    assert 'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)' in train

@@ -1,0 +1,217 @@
+"""All files of one recipe on one cluster: a batch script for each task, and ``submit.sh``, which submits them.
+
+    ./submit.sh RUN_ID [FOLDER]
+
+``submit.sh`` plans the run where it is called, so that a bad recipe is refused before anything waits in a queue and
+a run with nothing to do submits nothing; then it submits each task that has something to do with dependencies on the
+tasks whose outputs it reads. ``stagecoach run --runner slurm`` calls the very same file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stagecoach.recipe.recipe import Recipe
+from stagecoach.stages import TASKS
+from stagecoach_workflows.deployment import Deployment
+from stagecoach_workflows.interpret import Graph, Step, TaskSpec, read_workflow
+from stagecoach_workflows.render import template_document
+from stagecoach_workflows.slurm.config import SlurmConfig
+from stagecoach_workflows.slurm.runtime import Place, shell_words
+from stagecoach_workflows.slurm.script import RUN, STATUS, BatchTask, batch_script, stage_arguments
+
+SUBMIT = "submit.sh"
+RECIPE = "recipe.base64"
+_RECIPE = f'$(< "$here/{RECIPE}")'
+_PLAN = "plan"
+NOTIFY = "notify"
+PROBE = "probe"
+_PLAN_OUTPUT = "tasks.plan.outputs.parameters."
+
+_SUBMIT_HEAD = """\
+#!/usr/bin/env bash
+# Plans recipe {recipe} here, then submits a job for each task that has something to do: ./submit.sh RUN_ID [FOLDER]
+# FOLDER (./RUN_ID) gets logs, progress and the ids of the jobs; it and the store must be there on every node.
+set -Eeuo pipefail
+shopt -s inherit_errexit
+
+here=$(cd "$(dirname "$0")" && pwd)
+run=${{1:?usage: submit.sh RUN_ID [FOLDER]}} folder=${{2:-$PWD/$1}}
+mkdir -p "$folder/logs" "$folder/plan/artifacts"
+folder=$(cd "$folder" && pwd)
+: > "$folder/jobs"
+trap 'cut -f 2 "$folder/jobs" | xargs -r scancel' ERR  # never half a run
+
+STAGECOACH_ARTIFACTS=$folder/plan/artifacts {plan}
+
+plan() {{ cat "$folder/plan/artifacts/$1"; }}
+declare -A after  # task -> ids of the jobs that have to end well before its readers start
+
+job() {{  # NAME DEPENDENCY [OPTION ...] -> its id
+  local id
+  id=$(sbatch --parsable --output="$folder/logs/$1.log" ${{2:+--dependency="$2"}} "${{@:3}}" "$here/$1.sbatch" "$run" "$folder")
+  printf '%s\\t%s\\n' "$1" "${{id%%;*}}" >> "$folder/jobs"
+  printf '%s' "${{id%%;*}}"
+}}
+
+submit() {{  # TASK MUTEX READS ...
+  local task=$1 mutex=$2 ids="" dependency options=()
+  for other in "${{@:3}}"; do ids+=" ${{after[$other]}}"; done
+  after[$task]=$ids
+  [ "$(plan "decision-$task")" = run ] || return 0
+  dependency=$(tr -s ' ' '\\n' <<< "$ids" | sort -un | sed '/^$/d' | paste -sd : -)
+  dependency=${{dependency:+afterok:$dependency}}
+  # two runs that want the same training: the second one waits, then finds it done
+  if [ -n "$mutex" ]; then dependency=${{dependency:+$dependency,}}singleton options=(--job-name="$mutex"); fi
+  after[$task]=$(job "$task" "$dependency" ${{options+"${{options[@]}}"}})
+}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scripts:
+    """Everything that one recipe needs on one cluster."""
+
+    tasks: tuple[BatchTask, ...]
+    files: Mapping[str, str]
+    """Text by name."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, deployment: Deployment, config: SlurmConfig, store_url: str) -> Scripts:
+        """Make them.
+
+        Args:
+            recipe: The recipe.
+            deployment: Names the images.
+            config: The cluster.
+            store_url: Where everything is kept.
+
+        Raises:
+            ConfigError: The workflow needs something that cannot be had on SLURM.
+        """
+        graph = read_workflow(template_document(recipe, deployment), scheduled=True)
+        place = Place(store=store_url, sources=_source_folders(recipe))
+        values = _values(graph, store_url)
+        tasks = [_batch_task(graph, task, values, recipe) for task in graph.tasks if task.name != _PLAN]
+        tasks = [_probe(graph.steps[_PLAN], store_url, recipe), *tasks]
+        if NOTIFY in graph.steps:
+            tasks.append(_notify(graph.steps[NOTIFY], values, config, recipe))
+        files = {f"{task.name}.sbatch": batch_script(task, config, place) for task in tasks}
+        files |= {RECIPE: f"{graph.parameters['recipe']}\n", SUBMIT: _submit(graph, values, config, recipe)}
+        return cls(tasks=tuple(tasks), files=files)
+
+    def write(self, folder: Path) -> None:
+        """Write the files; ``submit.sh`` can be executed."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self.files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        (folder / SUBMIT).chmod(0o755)
+
+
+def _values(graph: Graph, store_url: str) -> dict[str, str]:
+    """Return the workflow's values by tag; the run's id is the scripts' own argument."""
+    parameters = {**graph.parameters, "store": store_url, "run": RUN, "runner": "slurm"}
+    return {
+        "workflow.name": graph.name,
+        "workflow.creationTimestamp.s": "0",
+        "workflow.namespace": "slurm",
+        "workflow.status": STATUS,
+        **{f"workflow.parameters.{name}": value for name, value in parameters.items()},
+        f"{_PLAN_OUTPUT}run-id": RUN,
+    }
+
+
+def _batch_task(graph: Graph, task: TaskSpec, values: Mapping[str, str], recipe: Recipe) -> BatchTask:
+    step = graph.step_of(task)
+    given = {name: value.replace(f"{{{{{_PLAN_OUTPUT}run-id}}}}", RUN) for name, value in task.arguments.items()}
+    return BatchTask(
+        name=task.name,
+        kind=_kind(task.name),
+        step=step,
+        arguments=stage_arguments(step, given, values),
+        recipe=recipe.name,
+    )
+
+
+def _kind(task: str) -> str:
+    return max((kind for kind in TASKS if task == kind or task.startswith(f"{kind}-")), key=len)
+
+
+def _probe(plan: Step, store_url: str, recipe: Recipe) -> BatchTask:
+    """Read the plan from a compute node: proves that it sees the store, the run's folder and Stagecoach itself."""
+    step = _small(plan, ("python", "-m", "stagecoach_workflows"))
+    arguments = ("show", RUN, f"--store={store_url}")
+    return BatchTask(name=PROBE, kind=PROBE, step=step, arguments=arguments, recipe=recipe.name)
+
+
+def _notify(step: Step, values: Mapping[str, str], config: SlurmConfig, recipe: Recipe) -> BatchTask:
+    arguments = [argument for argument in stage_arguments(step, {}, values) if not argument.startswith("--secrets=")]
+    secrets = [f"--secrets={config.notify}"] if config.notify is not None else []
+    before = (
+        "# every submitted task has left exit code 0, or the run has failed",
+        "status=Succeeded; while read -r task _; do case $task in probe|notify) continue; esac",
+        '  [ "$(cat "$2/$task/exit" 2>/dev/null)" = 0 ] || status=Failed; done < "$2/jobs"',
+    )
+    return BatchTask(
+        name=NOTIFY,
+        kind=NOTIFY,
+        step=_small(step, step.command),
+        arguments=(*arguments, "--runner=slurm", *secrets),
+        recipe=recipe.name,
+        before=before,
+    )
+
+
+def _small(step: Step, command: tuple[str, ...]) -> Step:
+    return replace(step, command=command, asks={**step.asks, "memory": "1Gi"}, timeout_seconds=600.0, retry=None)
+
+
+def _submit(graph: Graph, values: Mapping[str, str], config: SlurmConfig, recipe: Recipe) -> str:
+    plan = graph.steps[_PLAN]
+    given = {**values, "workflow.parameters.recipe": _RECIPE}
+    words = [config.python or "python", *plan.command[1:], *stage_arguments(plan, {}, given)]
+    lines = [_SUBMIT_HEAD.format(recipe=recipe.name, plan=" ".join(shell_words(words, (RUN, _RECIPE))))]
+    lines += [
+        'grep -qsx run "$folder"/plan/artifacts/decision-* || { echo "nothing to do" >&2; exit 0; }',
+        f"after[plan]=$(job {PROBE} '')",
+    ]
+    for task in graph.tasks:
+        if task.name == _PLAN:
+            continue
+        reads = " ".join(task.depends)
+        if config.downloads_here and task.name.startswith("download"):
+            lines.append(
+                f'after[{task.name}]=${{after[plan]}}; [ "$(plan decision-{task.name})" != run ]'
+                f' || bash "$here/{task.name}.sbatch" "$run" "$folder" 2>&1 | tee -a "$folder/logs/{task.name}.log"'
+            )
+            continue
+        lines.append(f"submit {task.name} {_mutex(graph, task)} {reads}")
+    if NOTIFY in graph.steps:
+        lines.append(f'job {NOTIFY} "afterany:$(cut -f 2 "$folder/jobs" | paste -sd : -)" > /dev/null')
+    lines += ["trap - ERR", 'cat "$folder/jobs"']
+    return "\n".join(lines) + "\n"
+
+
+def _mutex(graph: Graph, task: TaskSpec) -> str:
+    """Return the shell word for the name that only one such job may hold: SLURM's singleton is one of a job name."""
+    mutex = graph.step_of(task).mutex
+    if mutex is None:
+        return "''"
+    name = mutex
+    for parameter, value in task.arguments.items():
+        shell = value.replace("{{", "$(plan ").replace("}}", ")").replace(_PLAN_OUTPUT, "")
+        name = name.replace(f"{{{{inputs.parameters.{parameter}}}}}", shell)
+    return f'"{name}"'
+
+
+def _source_folders(recipe: Recipe) -> tuple[Path, ...]:
+    """Return the folders of a recipe's directory sources."""
+    sources: list[Any] = [recipe.model.source, recipe.model.tokenizer, *(item.source for item in recipe.data.sources)]
+    return tuple(
+        Path(source.path).expanduser().absolute()
+        for source in sources
+        if source is not None and source.kind == "directory"
+    )
