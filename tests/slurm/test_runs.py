@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm.cluster import HIDDEN
 from tests.slurm.conftest import LONG, RUN, Work
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -68,9 +69,8 @@ def test_a_killed_node_costs_the_steps_since_the_last_checkpoint(work: Work) -> 
 
 def test_a_time_limit_saves_and_the_next_job_goes_on(work: Work) -> None:
     work.configure("tasks: {train: {time: '1'}}")
-    done = work.run(
-        "--set", "train.steps=1500", "--set", "train.save_every_steps=1500", "--set", "train.evaluate_every_steps=1500"
-    )
+    names = ("steps", "save_every_steps", "evaluate_every_steps")
+    done = work.run(*(f"--set=train.{name}=6000" for name in names))
     assert done.returncode == 0, done.stdout + done.stderr + work.log("train")
     log = work.log("train")
     assert "exit code 75: this job is run again" in log
@@ -120,3 +120,38 @@ def test_a_task_without_retries_left_fails_the_run_and_its_readers(work: Work, t
     assert done.returncode == 79, done.stdout + done.stderr
     assert work.finished()["failed_task"] == "pack"
     assert "export" in done.stdout and "Omitted" in done.stdout
+
+
+def test_a_store_that_the_nodes_do_not_see_is_said_by_the_probe(work: Work) -> None:
+    store = work.cluster.folder / HIDDEN / "store"
+    done = work.run("--store", str(store))
+    assert done.returncode == 66, done.stdout + done.stderr
+    assert "a compute node cannot take part" in done.stderr
+    work.wait_until(lambda: work.cluster.queue() == [], "the end of all jobs")
+
+
+def test_a_run_folder_that_the_nodes_do_not_see_is_said_too(work: Work) -> None:
+    hidden = Work(work.cluster, work.cluster.folder / HIDDEN / "work")
+    hidden.folder.mkdir(parents=True)
+    done = hidden.run("--store", str(work.folder / "store"))
+    assert done.returncode == 78, done.stdout + done.stderr
+    assert "choose a --work folder on a file system that all nodes share" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "setting", "sentence"),
+    [
+        ("defaults: {partition: nowhere}", "train.seed=1", "expected a partition of this cluster (gpu, main)"),
+        ("", "train.steps=none", "train.steps"),
+        ("", "train.gpus=2", "GPUs are asked for, but a node of partition main has at most 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_submitted(
+    work: Work, config: str, setting: str, sentence: str
+) -> None:
+    work.configure(config)
+    layout = ("--set", "train.layout.data_parallel=2") if "gpus" in setting else ()
+    done = work.run("--set", setting, *layout)
+    assert done.returncode == 78, done.stdout + done.stderr
+    assert sentence in done.stderr
+    assert work.cluster.queue() == [] and not (work.folder / RUN).exists()
