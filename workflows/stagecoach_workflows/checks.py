@@ -8,10 +8,11 @@ from typing import Any
 
 from stagecoach.architectures.registry import ModelSpec
 from stagecoach.errors import ConfigError, DataError, StagecoachError
+from stagecoach.outputs import open_input
 from stagecoach.parallel.slicing import RankLayout, check_layout
 from stagecoach.recipe.download import DownloadModelConfig
 from stagecoach.recipe.recipe import Recipe
-from stagecoach.recipe.source import DirectorySource, HubSource, S3Source, SeedSource
+from stagecoach.recipe.source import DirectorySource, ExportSource, HubSource, ReleaseSource, S3Source, SeedSource
 from stagecoach.settings import Settings
 from stagecoach.source_identity import directory_root
 from stagecoach.storage.open import open_store
@@ -44,10 +45,10 @@ def check_recipe(recipe: Recipe, store_url: str, deployment: Deployment) -> list
         found.append(line)
         return value
 
-    configs = attempt(_sources, recipe, settings, list_hub)
+    configs = attempt(_sources, recipe, settings, list_hub, store_url)
     if configs is not None:
         model = configs["download-model"]
-        attempt(_layout, recipe, model, settings, list_hub)
+        attempt(_layout, recipe, model, settings, list_hub, store_url)
         attempt(_store, store_url, settings, candidates(recipe, configs), recipe)
     attempt(_workflow, recipe, deployment)
     if errors:
@@ -55,7 +56,7 @@ def check_recipe(recipe: Recipe, store_url: str, deployment: Deployment) -> list
     return found
 
 
-def model_spec(model: DownloadModelConfig, settings: Settings, list_hub: HubLister) -> ModelSpec:
+def model_spec(model: DownloadModelConfig, settings: Settings, list_hub: HubLister, store_url: str) -> ModelSpec:
     """Return the dimensions of the recipe's model; from its config.json alone, no weights are read.
 
     Raises:
@@ -64,7 +65,7 @@ def model_spec(model: DownloadModelConfig, settings: Settings, list_hub: HubList
     """
     if model.seed is not None and isinstance(model.source, SeedSource):
         return seed_model(model.source)
-    text = _read_config(model, settings, list_hub)
+    text = _read_config(model, settings, list_hub, store_url)
     try:
         values: Mapping[str, Any] = json.loads(text)
     except ValueError as error:
@@ -72,15 +73,18 @@ def model_spec(model: DownloadModelConfig, settings: Settings, list_hub: HubList
     return ModelSpec.from_hf_config(values)
 
 
-def _sources(recipe: Recipe, settings: Settings, list_hub: HubLister) -> tuple[str, Any]:
-    configs = task_configs(recipe, settings, list_hub)
+def _sources(recipe: Recipe, settings: Settings, list_hub: HubLister, store_url: str) -> tuple[str, Any]:
+    in_store = isinstance(recipe.model.source, ReleaseSource | ExportSource)
+    configs = task_configs(recipe, settings, list_hub, open_store(store_url, settings) if in_store else None)
     files = [file for config in configs.values() for file in getattr(config, "files", ())]
     gigabytes = sum(file.size_bytes for file in files) / 1e9
     return f"sources: {len(files)} files, {gigabytes:.2f} GB", configs
 
 
-def _layout(recipe: Recipe, model: DownloadModelConfig, settings: Settings, list_hub: HubLister) -> tuple[str, None]:
-    spec = model_spec(model, settings, list_hub)
+def _layout(
+    recipe: Recipe, model: DownloadModelConfig, settings: Settings, list_hub: HubLister, store_url: str
+) -> tuple[str, None]:
+    spec = model_spec(model, settings, list_hub, store_url)
     _compare_size(Shape.of(recipe).num_parameters, spec.num_parameters)
     layout = recipe.train.layout
     check_layout(spec, RankLayout(layout.tensor_parallel, layout.pipeline_parallel, layout.virtual_stages))
@@ -113,15 +117,21 @@ def _workflow(recipe: Recipe, deployment: Deployment) -> tuple[str, None]:
     return f"workflow: {name}; train asks each node for {asked.cpu:g} cores, {asked.memory_gib:g} GiB{gpus}", None
 
 
-def _read_config(model: DownloadModelConfig, settings: Settings, list_hub: HubLister) -> str:
+def _read_config(model: DownloadModelConfig, settings: Settings, list_hub: HubLister, store_url: str) -> str:
     source = model.source
+    if isinstance(source, ExportSource):
+        return (
+            open_input(open_store(store_url, settings), source.export, settings.scratch_dir)
+            .read_bytes(_CONFIG)
+            .decode()
+        )
     if isinstance(source, DirectorySource):
         return (directory_root(source) / _CONFIG).read_text(encoding="utf-8")
     if isinstance(source, S3Source):
         return open_store(source.url, settings).get(_CONFIG).decode("utf-8")
     if isinstance(source, HubSource):
         return list_hub.read_file(source, model.commit or source.revision, _CONFIG)
-    raise DataError(f"a model source of kind {source.kind!r}: expected hub, directory, s3 or seed")
+    raise DataError(f"a model source of kind {source.kind!r}: expected hub, directory, s3, seed, release or export")
 
 
 def _joined(errors: list[StagecoachError]) -> StagecoachError:

@@ -24,6 +24,7 @@ from stagecoach.settings import Settings
 from stagecoach.source_identity import HubLister, data_config, model_config, tokenizer_config
 from stagecoach.storage.base import ObjectStore
 from stagecoach_workflows.graph import TaskNode, task_nodes
+from stagecoach_workflows.warm_start import MODEL_TASK, TOKENIZER_TASK, warm_configs, without_change
 
 _BEST_DEPENDS_ON = ("evaluate_every_steps", "save_every_steps", "keep_last", "keep_every_steps", "keep_best")
 
@@ -41,7 +42,9 @@ class Candidate:
     """Folder of each input, by input name."""
 
 
-def task_configs(recipe: Recipe, settings: Settings, list_hub: HubLister) -> dict[str, Section]:
+def task_configs(
+    recipe: Recipe, settings: Settings, list_hub: HubLister, store: ObjectStore | None = None
+) -> Mapping[str, Section]:
     """Return every task's resolved config, by task name; sources are turned into files with known content.
 
     Raises:
@@ -49,23 +52,30 @@ def task_configs(recipe: Recipe, settings: Settings, list_hub: HubLister) -> dic
         MissingInputError: A source does not exist or lacks files.
         UnavailableError: The Hub or an S3 store does not answer.
     """
-    return {
-        "download-model": model_config(recipe.model.source, settings, list_hub),
-        **source_configs(recipe, settings, list_hub),
+    warm = warm_configs(recipe, store)
+    configs = {
+        **({} if warm else {MODEL_TASK: model_config(recipe.model.source, settings, list_hub)}),
+        **warm,
+        **source_configs(recipe, settings, list_hub, store),
         "convert": recipe.convert,
         "shard": recipe.shard,
         "pack": PackTaskConfig(data=recipe.data, pack=recipe.pack),
         "train": recipe.train,
         "export": recipe.export,
     }
+    return without_change(recipe, configs, store, lambda found: candidates(recipe, found)["export"].output)
 
 
-def source_configs(recipe: Recipe, settings: Settings, list_hub: HubLister) -> dict[str, Section]:
+def source_configs(
+    recipe: Recipe, settings: Settings, list_hub: HubLister, store: ObjectStore | None = None
+) -> dict[str, Section]:
     """Return the resolved configs of the tasks that bring tokenizer and chat data; raises as ``task_configs`` does."""
     model = recipe.model
-    configs: dict[str, Section] = {
-        "download-tokenizer": tokenizer_config(model.tokenizer or model.source, model.chat_format, settings, list_hub)
-    }
+    configs: dict[str, Section] = {}
+    warm = warm_configs(recipe, store).get(TOKENIZER_TASK) if model.tokenizer is None else None
+    configs[TOKENIZER_TASK] = warm or tokenizer_config(
+        model.tokenizer or model.source, model.chat_format, settings, list_hub
+    )
     for source in recipe.data.sources:
         configs[f"download-data-{source.name}"] = data_config(source.source, settings, list_hub)
     return configs

@@ -49,7 +49,7 @@ def bring(
         StagecoachError: A source cannot be resolved.
         StageFailed: A download failed.
     """
-    configs = source_configs(recipe, settings, list_hub)
+    configs = source_configs(recipe, settings, list_hub, store)
     wanted = {task: config for task, config in configs.items() if with_data or task == TOKENIZER_TASK}
     outputs: dict[str, str] = {}
     for task, candidate in candidates(recipe, wanted).items():

@@ -53,7 +53,7 @@ def make_plan(recipe: Recipe, store: ObjectStore, settings: Settings, run_id: st
         MissingInputError: A source does not exist or lacks files.
         UnavailableError: The Hub or a store does not answer.
     """
-    configs = task_configs(recipe, settings, HubLister(settings))
+    configs = task_configs(recipe, settings, HubLister(settings), store)
     return Plan(
         run_id=validate_run_id(run_id),
         recipe=recipe.model_dump(mode="json"),

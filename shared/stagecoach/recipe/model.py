@@ -4,23 +4,25 @@ written for it.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from stagecoach.paths import validate_name
 from stagecoach.recipe.base import Section, placement, result
-from stagecoach.recipe.source import DirectorySource, HubSource, S3Source, SeedSource
+from stagecoach.recipe.source import DirectorySource, ExportSource, HubSource, ReleaseSource, S3Source, SeedSource
 
-ModelSource = Annotated[HubSource | DirectorySource | S3Source | SeedSource, Field(discriminator="kind")]
-"""Where a model may come from; ``kind`` says which of the four."""
+ModelSource = Annotated[
+    HubSource | DirectorySource | S3Source | SeedSource | ReleaseSource | ExportSource, Field(discriminator="kind")
+]
+"""Where a model may come from; ``kind`` says which of the six."""
 
 TokenizerSource = Annotated[HubSource | DirectorySource | S3Source, Field(discriminator="kind")]
 """Where a tokenizer may come from that is not the model's own."""
 
 
 class ModelConfig(Section):
-    """The base model."""
+    """The base model; ``model: release:NAME`` is short for the source of kind release, under the release's name."""
 
     name: str = placement()
     """Short name for people, part of output folders: 1 to 63 of a-z, 0-9, '.', '_', '-'."""
@@ -34,6 +36,16 @@ class ModelConfig(Section):
     chat_format: Literal["chatml", "tokenizer"] = result("chatml")
     """chatml: ``<|im_start|>role .. <|im_end|>``, the two tokens added where they are missing; tokenizer: the
     chat template that the tokenizer brings."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, values: Any) -> Any:
+        if not isinstance(values, str):
+            return values
+        kind, separator, name = values.partition(":")
+        if kind != "release" or not separator:
+            raise ValueError(f"expected a section, or release:NAME, got {values[:120]!r}")
+        return {"name": name, "source": {"kind": "release", "name": name}}
 
     @field_validator("name")
     @classmethod

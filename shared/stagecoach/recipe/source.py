@@ -14,10 +14,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from stagecoach.recipe.base import Section, result
+from stagecoach.paths import validate_name
+from stagecoach.recipe.base import Section, placement, result
 from stagecoach.recipe.seed import SeedModel
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9_][\w.-]{0,95})?")
+_EXPORT = re.compile(r"exports/[a-z0-9._-]+/")
 _S3_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[^\x00-\x1f]*)?")
 
 
@@ -90,8 +92,43 @@ class SeedSource(SeedModel):
     """Kind of place."""
 
 
+class ReleaseSource(Section):
+    """The export that serves under a release's name when the run is planned."""
+
+    kind: Literal["release"] = result("release")
+    """Kind of place."""
+    name: str = result()
+    """Name of the release, in the store of the run."""
+
+    @field_validator("name")
+    @classmethod
+    def _valid_name(cls, name: str) -> str:
+        return validate_name(name, "release name")
+
+
+class ExportSource(Section):
+    """A finished export, in the store of the run."""
+
+    kind: Literal["export"] = result("export")
+    """Kind of place."""
+    export: str = result()
+    """Its folder: ``exports/my-model-0123456789abcdef0123/``."""
+    release: str | None = placement(None)
+    """The release that pointed to it when the run was planned; recorded."""
+
+    @field_validator("export")
+    @classmethod
+    def _valid_export(cls, export: str) -> str:
+        folder = export.rstrip("/") + "/"
+        if not _EXPORT.fullmatch(folder) or ".." in folder:
+            raise ValueError(
+                f"expected the folder of an export such as exports/name-0123456789abcdef0123/, got {export[:200]!r}"
+            )
+        return folder
+
+
 Source = Annotated[
-    HubSource | DirectorySource | S3Source | EmbeddedSource | SeedSource,
+    HubSource | DirectorySource | S3Source | EmbeddedSource | SeedSource | ReleaseSource | ExportSource,
     Field(discriminator="kind"),
 ]
 """Any place; ``kind`` decides."""

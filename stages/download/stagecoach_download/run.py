@@ -21,7 +21,7 @@ from stagecoach.recipe.download import (
     ResolvedFile,
     SeedIdentity,
 )
-from stagecoach.recipe.source import HubSource
+from stagecoach.recipe.source import ExportSource, HubSource
 from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach_download import seed_model
@@ -56,12 +56,12 @@ def check(config: DownloadConfig, inputs: Mapping[str, Input]) -> None:
     seed = getattr(config, "seed", None)
     if seed is not None:
         seed_model.check_text(seed)
-    else:
+    elif not isinstance(config.source, ExportSource):  # that one was looked at when the run was planned
         open_reader(config, Settings.from_environ())
 
 
 def _fetch(files: tuple[ResolvedFile, ...], config: DownloadConfig, output: Output) -> None:
-    reader = open_reader(config, Settings.from_environ())
+    reader = open_reader(config, Settings.from_environ(), output.store)
     reused = fetch_files(files, reader, output)
     output.summary = {**_origin(config, reader.origin), "num_files": len(files), "num_files_taken_over": reused}
 
@@ -85,7 +85,7 @@ def _make_tokenizer(config: DownloadTokenizerConfig, output: Output) -> None:
             (folder / "tokenizer.model").write_bytes(seed_model.tokenizer_model(config.seed.model))
             origin = f"trained on the embedded chat set, {config.seed.model.vocab_size} pieces"
         else:
-            origin = _copy_to(folder, config)
+            origin = _copy_to(folder, config, output.store)
         files = build_final_tokenizer(folder, config.chat_format)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -94,8 +94,8 @@ def _make_tokenizer(config: DownloadTokenizerConfig, output: Output) -> None:
     output.summary = {**_origin(config, origin), "chat_format": config.chat_format, "num_files": len(files)}
 
 
-def _copy_to(folder: Path, config: DownloadTokenizerConfig) -> str:
-    reader = open_reader(config, Settings.from_environ())
+def _copy_to(folder: Path, config: DownloadTokenizerConfig, store: ObjectStore) -> str:
+    reader = open_reader(config, Settings.from_environ(), store)
     for file in config.files:
         path = folder / file.path
         path.parent.mkdir(parents=True, exist_ok=True)

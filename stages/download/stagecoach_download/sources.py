@@ -11,8 +11,9 @@ from typing import Protocol
 
 from stagecoach.demo.chat import demo_chat_bytes
 from stagecoach.errors import ConfigError, CorruptObjectError, MissingInputError, UnavailableError
+from stagecoach.outputs import open_input
 from stagecoach.recipe.download import DownloadDataConfig, DownloadModelConfig, DownloadTokenizerConfig, ResolvedFile
-from stagecoach.recipe.source import DirectorySource, EmbeddedSource, HubSource, S3Source
+from stagecoach.recipe.source import DirectorySource, EmbeddedSource, ExportSource, HubSource, S3Source
 from stagecoach.settings import Settings
 from stagecoach.source_identity import directory_root
 from stagecoach.storage.base import ObjectStore
@@ -109,8 +110,26 @@ class EmbeddedReader:
         yield demo_chat_bytes()[start_bytes:]
 
 
-def open_reader(config: DownloadConfig, settings: Settings) -> SourceReader:
-    """Return the reader for the config's source.
+class ExportReader:
+    """The files of a finished export of the run's own store."""
+
+    def __init__(self, store: ObjectStore, export: str) -> None:
+        """Read what the manifest of the folder ``export`` lists."""
+        self.origin = f"{store.url.rstrip('/')}/{export.rstrip('/')}"
+        self._store = store
+        self._objects = open_input(store, export, Path()).manifest.objects
+
+    def chunks(self, file: ResolvedFile, start_bytes: int) -> Iterator[bytes]:
+        """Yield the file's bytes in ranges."""
+        entry = self._objects.get(file.path)
+        if entry is None:
+            raise MissingInputError(f"{self.origin}/{file.path}: the export has no such file; start a new run")
+        for start in range(start_bytes, entry.size_bytes, _RANGE_BYTES):
+            yield self._store.get_range(entry.path, start, min(_RANGE_BYTES, entry.size_bytes - start))
+
+
+def open_reader(config: DownloadConfig, settings: Settings, store: ObjectStore | None = None) -> SourceReader:
+    """Return the reader for the config's source; ``store`` is the run's own, which an export needs.
 
     Raises:
         ConfigError: The source holds no files that could be read.
@@ -129,4 +148,6 @@ def open_reader(config: DownloadConfig, settings: Settings) -> SourceReader:
         return StoreReader(open_store(source.url, settings))
     if isinstance(source, EmbeddedSource):
         return EmbeddedReader()
+    if isinstance(source, ExportSource) and store is not None:
+        return ExportReader(store, source.export)
     raise ConfigError(f"a source of kind {source.kind!r} has no files to fetch")

@@ -24,7 +24,8 @@ th { color: var(--soft); font-weight: 500; } th:first-child, td:first-child { te
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem; margin: 1.2rem 0; }
 dl div { border: 1px solid var(--line); border-radius: 8px; padding: .6rem .8rem; }
 dt { color: var(--soft); font-size: .85rem; } dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
-svg { width: 100%; height: auto; } svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
+svg { width: 100%; min-width: 38rem; height: auto; } svg text { fill: var(--soft); font: 14px system-ui, sans-serif; }
+p.note i { display: inline-block; width: .8em; height: .8em; margin-left: .6em; }
 svg .bar { fill: var(--bar); } svg .free { fill: none; stroke: var(--line); }
 ul.problems { font: 13px/1.5 ui-monospace, monospace; padding-left: 1.2rem; overflow-wrap: anywhere; }
 """
@@ -104,7 +105,10 @@ def _histogram(bins: Sequence[dict[str, int]]) -> str:
     shown = bins[filled[0] : filled[-1] + 1]
     most = max(row["documents"] for row in shown)
     width, height, step = 960, 220, 960 / len(shown)
-    parts = [f'<svg viewBox="0 0 {width} {height + 36}" role="img" aria-label="documents by length in tokens">']
+    parts = [
+        '<div class="scroll">',
+        f'<svg viewBox="0 0 {width} {height + 36}" role="img" aria-label="documents by length in tokens">',
+    ]
     for index, row in enumerate(shown):
         tall = round(row["documents"] / most * (height - 20), 1)
         left = round(index * step, 1)
@@ -117,7 +121,7 @@ def _histogram(bins: Sequence[dict[str, int]]) -> str:
             f'<text x="{round(left + step, 1)}" y="{height + 14}" text-anchor="end">{row["to_tokens"]}</text>'
         )
     parts.append(
-        f'<text x="0" y="{height + 32}">documents by length; a bar ends at the number of tokens below it</text></svg>'
+        f'<text x="0" y="{height + 32}">documents by length; a bar ends at the number of tokens below it</text></svg></div>'
     )
     return "".join(parts)
 
@@ -198,7 +202,10 @@ def _bad_rows(values: dict[str, Any]) -> str:
 
 def _packs(samples: Sequence[dict[str, Any]], names: Sequence[str], pack_tokens: int) -> str:
     width, row_height = 960, 26
-    parts = [f'<svg viewBox="0 0 {width} {row_height * len(samples) + 24}" role="img" aria-label="sample packs">']
+    parts = [
+        '<div class="scroll">',
+        f'<svg viewBox="0 0 {width} {row_height * len(samples) + 24}" role="img" aria-label="sample packs">',
+    ]
     scale = (width - 120) / pack_tokens
     colours = {name: _PACK_COLOURS[index % len(_PACK_COLOURS)] for index, name in enumerate(names)}
     for place, sample in enumerate(samples):
@@ -213,8 +220,8 @@ def _packs(samples: Sequence[dict[str, Any]], names: Sequence[str], pack_tokens:
             place_text = f'x="{left:.1f}" y="{top}" width="{wide:.1f}" height="20" fill="{colours[document["source"]]}"'
             parts.append(f"<rect {place_text}><title>{escape(title)}</title></rect>")
             at += document["num_tokens"]
-    parts.append("</svg>")
-    legend = " ".join(f'<span style="color:{colour}">■</span> {escape(name)}' for name, colour in colours.items())
+    parts.append("</svg></div>")
+    legend = " ".join(f'<i style="background:{colour}"></i> {escape(name)}' for name, colour in colours.items())
     return "".join(parts) + f'<p class="note">{legend}</p>'
 
 

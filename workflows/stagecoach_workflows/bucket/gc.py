@@ -120,6 +120,9 @@ def _needed(store: ObjectStore, run_ids: list[str], keep_runs: int, now: float) 
         if reason:
             for task in run.tasks.values():
                 kept.setdefault(task.output, reason)
+                source = task.config.get("source")
+                if isinstance(source, dict) and source.get("kind") == "export":  # its model is trained on
+                    kept.setdefault(str(source["export"]), reason)
     for name in release_names(store):
         history = read_releases(store, name)
         for number, release in sorted(history.items(), reverse=True):

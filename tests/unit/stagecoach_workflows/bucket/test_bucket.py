@@ -36,7 +36,14 @@ def _output(store: LocalStore, tmp_path: Path, prefix: str, data: bytes = b"x", 
     return output
 
 
-def _plan(store: LocalStore, run_id: str, created: float = NOW, lr: float = 1.0, **outputs: str) -> None:
+def _plan(
+    store: LocalStore,
+    run_id: str,
+    created: float = NOW,
+    lr: float = 1.0,
+    config: dict[str, Any] | None = None,
+    **outputs: str,
+) -> None:
     tasks = {
         name: TaskPlan(
             task=name,
@@ -48,7 +55,7 @@ def _plan(store: LocalStore, run_id: str, created: float = NOW, lr: float = 1.0,
             key="00ff",
             output=output,
             inputs={},
-            config={},
+            config=config or {},
         )
         for name, output in outputs.items()
     }
@@ -147,6 +154,12 @@ def test_gc_keeps_what_the_newest_runs_and_releases_need(store: LocalStore, tmp_
     plan = plan_gc(store, keep_runs=1, now_unix_seconds=_later())
     assert [item.prefix for item in plan.garbage] == ["packed/m-3/"]
     assert set(plan.kept) == {"packed/m-4/", "exports/m-2/", "native/m-1/"}
+
+
+def test_gc_spares_the_export_that_a_run_is_about_to_train_on(store: LocalStore, tmp_path: Path) -> None:
+    _output(store, tmp_path, "exports/m-2/")
+    _plan(store, NEW_RUN, config={"source": {"kind": "export", "export": "exports/m-2/"}}, model="sources/models/m-9/")
+    assert plan_gc(store, keep_runs=1, now_unix_seconds=_later()).garbage == []
 
 
 def test_gc_deletes_nothing_when_a_release_cannot_be_read(store: LocalStore, tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def arguments(tmp_path: Path, *more: str) -> list[str]:
 
 def recipe_file(tmp_path: Path, model: Path) -> str:
     source = {"kind": "directory", "path": str(model)}
-    values = recipe_values(model={"name": "local", "source": source, "chat_format": "chatml"})
+    model_values = {"name": "local", "source": source, "chat_format": "chatml", "num_parameters": 24_992}
+    values = recipe_values(model=model_values)
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(values))
     return str(file)
