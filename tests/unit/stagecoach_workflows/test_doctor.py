@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,8 @@ def test_the_command_ends_with_78_where_something_needed_fails(
     assert app(["doctor", "--store", str(tmp_path)]) == 0
     assert app(["doctor", "--store", "ftp://x"]) == 78
     assert "FAILED  store" in capfd.readouterr().out
+    assert app(["doctor", "--json", "--store", "ftp://x"]) == 78
+    assert [(row["what"], row["ok"]) for row in json.loads(capfd.readouterr().out)] == [
+        ("store", False),
+        ("Hub", False),
+    ]

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from stagecoach_workflows.cli import options
+from stagecoach_workflows.cli.bucket import AsJson, echo_json
 
 
 def register(commands: typer.Typer) -> None:
@@ -19,8 +20,10 @@ def doctor(
     cluster: Annotated[bool, typer.Option("--cluster", help="Also ask the cluster of KUBECONFIG.")] = False,
     namespace: options.Namespace = "",
     work: options.Work = options.DEFAULT_WORK,
+    json_output: AsJson = False,
 ) -> int:
     """Try the store (put, get, list, parts, conditional put), the Hub and, if wanted, the cluster."""
+    from dataclasses import asdict
     from itertools import chain
 
     from stagecoach.settings import Settings
@@ -32,9 +35,12 @@ def doctor(
         [examine_hub(settings)],
         examine_cluster(namespace) if cluster else (),
     )
-    wrong = 0
+    found = []
     for finding in findings:
-        mark = "ok" if finding.ok else "FAILED" if finding.needed else "no"
-        typer.echo(f"{mark:<7} {finding.what}: {finding.sentence}")
-        wrong += finding.needed and not finding.ok
-    return 78 if wrong else 0
+        found.append(finding)
+        if not json_output:
+            mark = "ok" if finding.ok else "FAILED" if finding.needed else "no"
+            typer.echo(f"{mark:<7} {finding.what}: {finding.sentence}")
+    if json_output:
+        echo_json([asdict(finding) for finding in found])
+    return 78 if any(finding.needed and not finding.ok for finding in found) else 0
