@@ -42,6 +42,7 @@ from stagecoach.settings import Settings
 from stagecoach.stages import TASKS, TaskKind
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
+from stagecoach.storage.transfer import DISK_FULL_ERRNOS
 
 _log = logging.getLogger("stagecoach")
 _RECORDED_PACKAGES = (
@@ -55,7 +56,6 @@ _RECORDED_PACKAGES = (
     "boto3",
     "pyarrow",
 )
-_DISK_FULL = 28  # errno.ENOSPC
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +134,7 @@ def exit_code_of(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted from the keyboard"
     if isinstance(error, SystemExit):
         return (error.code if isinstance(error.code, int) else 1), "exit was asked for"
-    if isinstance(error, OSError) and error.errno == _DISK_FULL:
+    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
         return (
             UnavailableError.exit_code,
             f"no space left on the disk that holds {error.filename or 'the scratch folder'}; free some and run again",

@@ -209,24 +209,31 @@ class Input:
         return self.path(name).read_bytes()
 
     def _check(self, name: str, entry: ObjectEntry) -> Path:
-        path = self.store.local_path(entry.path)
-        if path is not None and entry.block_sha256 and _blocks_are_equal(path, entry):
-            return path
+        local = self.store.local_path(entry.path)
+        if local is not None and entry.block_sha256 and _blocks_are_equal(local, entry):
+            return local
+        # bytes that were damaged on their way are right the second time; what is damaged in the store stays so
+        for _ in range(2):
+            path, found = self._read(name, entry)
+            if (found.size_bytes, found.sha256) == (entry.size_bytes, entry.sha256):
+                return path
+        raise CorruptObjectError(
+            f"{self.store.url.rstrip('/')}/{entry.path}: expected {entry.size_bytes} bytes with sha256"
+            f" {entry.sha256[:12]}.., got {found.size_bytes} bytes with {found.sha256[:12]}..;"
+            f" delete {self.prefix}manifest.json to make the output again"
+        )
+
+    def _read(self, name: str, entry: ObjectEntry) -> tuple[Path, ObjectEntry]:
+        """Return a local file with the object's bytes and the record of what it holds."""
         digests = Digests()
+        path = self.store.local_path(entry.path)
         if path is not None:
             _read_through(self.store, entry.path, entry.size_bytes, digests)
         else:
             path = self._scratch / (self.prefix.replace("/", "__") + name.replace("/", "__"))
             path.parent.mkdir(parents=True, exist_ok=True)
             self.store.get_file(entry.path, path, on_bytes=digests.update)
-        found = digests.entry(entry.path)
-        if (found.size_bytes, found.sha256) != (entry.size_bytes, entry.sha256):
-            raise CorruptObjectError(
-                f"{self.store.url.rstrip('/')}/{entry.path}: expected {entry.size_bytes} bytes with sha256"
-                f" {entry.sha256[:12]}.., got {found.size_bytes} bytes with {found.sha256[:12]}..;"
-                f" delete {self.prefix}manifest.json to make the output again"
-            )
-        return path
+        return path, digests.entry(entry.path)
 
 
 def open_input(store: ObjectStore, prefix: str, scratch: Path) -> Input:

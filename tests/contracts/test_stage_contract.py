@@ -1,6 +1,7 @@
 """The contract around every stage: the same flags, done twice is done once, and an exit code for every end."""
 
 import dataclasses
+import errno
 import importlib
 import json
 import sys
@@ -199,3 +200,9 @@ def test_effects_of_a_finished_output_are_done_also_later(
     )
     assert [_main(store), _main(store)] == [0, 0]
     assert seen == [b"0123", b"0123"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_in_whatever_form_is_asked_for_again(number: int) -> None:
+    code, sentence = contract.exit_code_of(OSError(number, "no", "/scratch/x"))
+    assert (code, sentence) == (69, "no space left on the disk that holds /scratch/x; free some and run again")

@@ -21,9 +21,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from stagecoach.errors import InterruptedWithProgress, NoProgressError, ObjectMissing, StoreError
+from stagecoach.errors import CorruptObjectError, InterruptedWithProgress, NoProgressError, ObjectMissing, StoreError
 from stagecoach.paths import attempts_prefix, heartbeat_key, manifest_key, numbered
-from stagecoach.records import last_number, read_numbered
+from stagecoach.records import last_number, read_sealed, record_keys
+from stagecoach.sealed import seal
 from stagecoach.storage.base import ObjectStore
 from stagecoach_train.liveness import is_gone, own_name
 
@@ -58,9 +59,16 @@ class AttemptRecord:
 
 
 def read_attempts(store: ObjectStore, trained: str) -> dict[int, AttemptRecord]:
-    """Return every attempt by its number, ascending."""
-    records = read_numbered(store, attempts_prefix(trained))
-    return {number: AttemptRecord(**record) for number, record in records.items()}
+    """Return every attempt by its number, ascending; a damaged record counts as that of an unknown run."""
+    return {number: _attempt(store, key) for number, key in record_keys(store, attempts_prefix(trained)).items()}
+
+
+def _attempt(store: ObjectStore, key: str) -> AttemptRecord:
+    try:
+        return AttemptRecord(**read_sealed(store, key))
+    except (CorruptObjectError, TypeError) as error:
+        _log.warning("%s is damaged; its attempt is waited for as another run's: %s", key, error)
+        return AttemptRecord("", -1, "", "", 0.0)
 
 
 def take_attempt(
@@ -104,7 +112,7 @@ def take_attempt(
         record = AttemptRecord(
             run_id, iteration, socket.gethostname(), secrets.token_hex(8), round(time.time(), 3), own_name()
         )
-        data = json.dumps(asdict(record), sort_keys=True).encode()
+        data = seal(asdict(record))
         if store.put_if_absent(numbered(attempts_prefix(trained), number + 1), data, content_type="application/json"):
             return number + 1
 

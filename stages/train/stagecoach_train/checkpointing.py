@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagecoach.errors import CorruptObjectError, DataError, MissingInputError
+from stagecoach.errors import CorruptObjectError, DataError, InterruptedWithProgress, MissingInputError
 from stagecoach.formats.checkpoint import INDEX_NAME, CheckpointIndex
 from stagecoach.manifest import Manifest
 from stagecoach.outputs import Input, open_input
-from stagecoach.paths import MANIFEST, checkpoint_prefix
+from stagecoach.paths import MANIFEST, checkpoint_prefix, manifest_key
 from stagecoach.storage.base import ObjectStore
 from stagecoach_train.attempts import Fence
 from stagecoach_train.train_state import CheckpointRef, TrainState
@@ -159,18 +159,20 @@ class Retention:
             kept |= {iteration for iteration in iterations if iteration % self.keep_every_steps == 0}
         best = state.best_step(set(iterations)) if self.keep_best else None
         kept |= {best} if best is not None else set()
-        newest_attempt = {ref.iteration: ref for ref in ordered}
-        stay = {newest_attempt[iteration] for iteration in kept} | ({protected} if protected is not None else set())
-        return [ref for ref in ordered if ref not in stay]
+        # all attempts at a kept iteration: an older attempt may be handing over the one that it committed last
+        return [ref for ref in ordered if ref.iteration not in kept and ref != protected]
 
 
 def delete_checkpoint(store: ObjectStore, trained: str, ref: CheckpointRef, fence: Fence) -> None:
     """Delete one checkpoint: its manifest first, so that nobody finds half of it.
 
     Raises:
-        InterruptedWithProgress: A higher attempt exists, whose business this is now.
+        InterruptedWithProgress: A higher attempt exists, whose business this is now, or another attempt has finished
+            the training, whose output may name this checkpoint.
     """
     fence.check()
+    if store.head(manifest_key(trained)) is not None:
+        raise InterruptedWithProgress("train: another attempt has finished this training; this one stops here")
     prefix = checkpoint_prefix(trained, ref.iteration, ref.attempt)
     store.delete([prefix + MANIFEST])
     store.delete([info.key for info in store.list(prefix)])

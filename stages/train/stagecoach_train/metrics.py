@@ -87,17 +87,20 @@ class MetricsStream:
             StoreError: It could not be stored; nothing is lost, the next call tries again.
         """
         with self._storing:
-            with self._lock:
-                lines = list(self._lines)
-            if not lines:
-                return
-            data = ("\n".join(lines) + "\n").encode()
-            self._store.put_if_absent(
-                metrics_key(self._trained, self._attempt, self._chunk + 1), data, content_type="application/x-ndjson"
-            )
-            self._chunk += 1
-            with self._lock:
-                del self._lines[: len(lines)]
+            while lines := self._waiting_lines():
+                data = ("\n".join(lines) + "\n").encode()
+                key = metrics_key(self._trained, self._attempt, self._chunk + 1)
+                num_stored = len(lines)
+                if not self._store.put_if_absent(key, data, content_type="application/x-ndjson"):
+                    # an earlier call got through and only its answer was lost; there were fewer lines then
+                    num_stored = self._store.get(key).count(b"\n")
+                self._chunk += 1
+                with self._lock:
+                    del self._lines[:num_stored]
+
+    def _waiting_lines(self) -> list[str]:
+        with self._lock:
+            return list(self._lines)
 
     def close(self) -> None:
         """Store the rest.

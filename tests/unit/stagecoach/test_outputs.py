@@ -11,6 +11,7 @@ from stagecoach.outputs import Output, open_input
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.local import LocalStore
 from stagecoach.storage.memory import MemoryStore
+from tests.faulty_store import Fault, FaultyStore, flip_bit
 
 PREFIX = "packed/demo-00ff/"
 FIELDS = {"task": "pack", "key": "00ff", "name": "demo", "output_version": 1}
@@ -76,6 +77,19 @@ def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(b"two")
     with pytest.raises(CorruptObjectError, match="expected 3 bytes with sha256"):
         open_input(store, PREFIX, tmp_path / "in").path("a")
+
+
+def test_damage_on_the_way_is_read_again_and_damage_in_the_store_refused(tmp_path: Path) -> None:
+    inner = MemoryStore("m")
+    _finished(inner, tmp_path, a=b"one")
+    for times in (1, 2):
+        fault = Fault(when=lambda call: call.operation == "get_file", change=flip_bit(5), times=times)
+        source = open_input(FaultyStore(inner, [fault]), PREFIX, tmp_path / f"in-{times}")
+        if times == 1:
+            assert source.read_bytes("a") == b"one"
+        else:
+            with pytest.raises(CorruptObjectError, match="expected 3 bytes with sha256"):
+                source.path("a")
 
 
 def test_an_object_that_is_not_listed_is_named(store: ObjectStore, tmp_path: Path) -> None:

@@ -92,6 +92,12 @@ class TestTaking:
         assert take(store, "run-b") is None
         assert list(read_attempts(store, TRAINED)) == [1]
 
+    @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"run_id": "a"}', b"\xff"])
+    def test_a_damaged_record_is_one_of_an_unknown_run(self, store: MemoryStore, damage: bytes) -> None:
+        assert take(store, "a") == 1
+        store.put(TRAINED + "attempts/0001.json", damage)
+        assert take(store, "a", patience=0.05) == 2
+
     def test_a_waiting_run_can_be_stopped(self, store: MemoryStore) -> None:
         take(store, "run-a")
         beat(store, 1, "running")

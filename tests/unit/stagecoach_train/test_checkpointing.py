@@ -6,7 +6,11 @@ import math
 
 import pytest
 
-from stagecoach_train.checkpointing import Retention
+from stagecoach.errors import InterruptedWithProgress
+from stagecoach.paths import checkpoint_prefix
+from stagecoach.storage.memory import MemoryStore
+from stagecoach_train.attempts import Fence
+from stagecoach_train.checkpointing import Retention, delete_checkpoint
 from stagecoach_train.train_state import CheckpointRef, HeldoutLoss, TrainState
 
 
@@ -37,9 +41,26 @@ class TestRetention:
     def test_the_one_resumed_from_stays(self) -> None:
         assert Retention(1, None, False).to_delete(refs(10, 20, 30), state(), CheckpointRef(10, 1)) == refs(20)
 
-    def test_of_two_attempts_at_an_iteration_the_higher_stays(self) -> None:
+    def test_of_two_attempts_at_an_iteration_both_stay_and_both_go(self) -> None:
+        """The older attempt may be handing over what it committed last: its output names that checkpoint."""
         both = [CheckpointRef(30, 1), CheckpointRef(30, 2)]
-        assert Retention(1, None, False).to_delete(both, state(), None) == [CheckpointRef(30, 1)]
+        assert Retention(1, None, False).to_delete(both, state(), None) == []
+        assert Retention(1, None, False).to_delete([*both, *refs(40)], state(), None) == both
+
+
+def test_nothing_of_a_finished_training_is_deleted() -> None:
+    """Another attempt has committed the output; it may name the very checkpoint that this one would delete."""
+    store = MemoryStore("m")
+    prefix = checkpoint_prefix("trained/m-00ff/", 10, 1)
+    store.put(prefix + "manifest.json", b"{}")
+    fence = Fence(store, "trained/m-00ff/", 2)
+    store.put("trained/m-00ff/manifest.json", b"{}")
+    with pytest.raises(InterruptedWithProgress, match="another attempt has finished"):
+        delete_checkpoint(store, "trained/m-00ff/", CheckpointRef(10, 1), fence)
+    assert store.head(prefix + "manifest.json") is not None
+    store.delete(["trained/m-00ff/manifest.json"])
+    delete_checkpoint(store, "trained/m-00ff/", CheckpointRef(10, 1), fence)
+    assert store.head(prefix + "manifest.json") is None
 
 
 class TestState:

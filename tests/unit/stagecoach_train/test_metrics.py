@@ -11,6 +11,7 @@ from stagecoach.errors import StoreUnavailable
 from stagecoach.metrics_file import read_metrics
 from stagecoach.storage.memory import MemoryStore
 from stagecoach_train.metrics import CurveSink, MetricsStream, scalars
+from tests.faulty_store import Fault, FaultyStore
 
 TRAINED = "trained/tiny-0123456789abcdef/"
 
@@ -63,6 +64,18 @@ def test_what_could_not_be_stored_is_stored_later() -> None:
     store.away = False
     stream.close()
     assert [record["step"] for record in read_metrics(store, TRAINED)] == [1]
+
+
+def test_a_chunk_whose_answer_was_lost_is_not_counted_for_more_than_it_holds() -> None:
+    inner = MemoryStore("metrics")
+    stream = MetricsStream(FaultyStore(inner, [Fault(when=lambda call: call.number == 1, after=True)]), TRAINED, 1)
+    stream.write("step", 1, loss=2.5)
+    with pytest.raises(StoreUnavailable):
+        stream.flush()  # it is there, but nobody heard of it
+    stream.write("step", 2, loss=2.25)
+    stream.close()
+    stored = b"".join(inner.get(info.key) for info in inner.list(TRAINED))
+    assert [json.loads(line)["step"] for line in stored.splitlines()] == [1, 2]
 
 
 def test_curves_get_every_plain_number() -> None:
