@@ -164,3 +164,11 @@ bench-store: setup ## The S3 store against s5cmd on a SeaweedFS of its own
 .PHONY: bench-models
 bench-models: setup ## convert, shard and export against cp + fsync + sha256
 	$(BIN)/python benchmarks/models.py $(ARGS)
+
+.PHONY: bench-pack
+bench-pack: setup ## Fill, balance and speed of packing, a million documents too
+	$(BIN)/python -m benchmarks.packing $(ARGS)
+
+.PHONY: bench-tokens
+bench-tokens: setup ## The pack stage against bare tokenizers.encode_batch, and its memory on a million rows
+	$(BIN)/python -m benchmarks.tokens $(ARGS)

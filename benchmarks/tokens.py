@@ -1,12 +1,12 @@
 """How fast the pack stage makes tokens, against the bare tokenizer, and how much memory of its own it takes.
 
-    python benchmarks/tokens.py --rows 20000 --result benchmarks/results/tokens.json
+    python benchmarks/tokens.py         writes results/tokens.json, exits 1 beyond a limit of floors.toml
 
 The rows are the project's own conversations joined at random to longer ones, in Mistral's tokenizer. The peer is
 ``tokenizers.encode_batch`` on the same texts, rendered beforehand, ids taken out: what nothing in Python can beat by
 much. The stage does everything else too: it reads and checks JSON, removes duplicates, labels, packs, hashes and
-stores. On a busy machine only the figures a CPU second mean something. ``--short-rows`` packs that many two-line rows
-and reports the peak of anonymous memory.
+stores. On a busy machine only the figures a CPU second mean something. The peak of anonymous memory is that of packing
+a million two-line rows, and ten thousand for comparison.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.floors import judge
 from stagecoach.formats.tokenizer import ChatTokenizer, build_final_tokenizer
 from stagecoach.outputs import Input, Output, open_input
 from stagecoach.recipe.data import DataSource
@@ -159,13 +160,14 @@ def _child(work: Callable[[Path], dict[str, float]], folder: Path, sender: Any) 
     sender.send({**shown, **rates, "anonymous_mib": peak_kib[0] // 1024})
 
 
-def main() -> None:
-    """Measure and print the figures."""
+def main() -> int:
+    """Measure, write, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000, help="conversations for the rate")
-    parser.add_argument("--short-rows", type=int, default=0, help="rows for the memory; 0 leaves it out")
+    parser.add_argument("--short-rows", type=int, default=1_000_000, help="rows for the memory")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/stagecoach-bench-tokens"))
-    parser.add_argument("--result", type=Path, metavar="FILE", help="write all figures there as JSON")
+    results_file = Path(__file__).with_name("results") / "tokens.json"
+    parser.add_argument("--result", type=Path, metavar="FILE", default=results_file, help="all figures, as JSON")
     options = parser.parse_args()
     result: dict[str, Any] = {"cpus": os.cpu_count(), "rows": options.rows, "load": os.getloadavg()[0]}
     prepare(options.folder, long_rows(options.rows))
@@ -174,14 +176,25 @@ def main() -> None:
     for rate in ("tokens_per_second", "tokens_per_cpu_second"):
         share = result["pack stage"][rate] / result["tokenizers.encode_batch"][rate]
         result[f"share_of_bare_{rate}"] = round(share, 3)
-    if options.short_rows:
-        prepare(options.folder, short_rows(options.short_rows))
-        result[f"{options.short_rows} short rows"] = in_a_process(pack_stage, options.folder)
+    for number in (10_000, options.short_rows):
+        prepare(options.folder, short_rows(number))
+        result[f"{number} short rows"] = in_a_process(pack_stage, options.folder)
     shutil.rmtree(options.folder, ignore_errors=True)
+    options.result.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
-    if options.result is not None:
-        options.result.write_text(json.dumps(result, indent=1) + "\n")
+    few, many = result["10000 short rows"], result[f"{options.short_rows} short rows"]
+    return judge(
+        "tokens",
+        {
+            "tokens_per_second": result["pack stage"]["tokens_per_second"],
+            "share_of_bare": result["share_of_bare_tokens_per_second"],
+            "share_of_bare_per_cpu_second": result["share_of_bare_tokens_per_cpu_second"],
+            "anonymous_mib": max(result["pack stage"]["anonymous_mib"], many["anonymous_mib"]),
+            "anonymous_mib_10000_short_rows": few["anonymous_mib"],
+            f"anonymous_mib_{options.short_rows}_short_rows": many["anonymous_mib"],
+        },
+    )
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
