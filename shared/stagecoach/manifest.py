@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stagecoach.errors import CorruptObjectError, ObjectMissing
 from stagecoach.paths import manifest_key
-from stagecoach.sealed import seal, unseal
+from stagecoach.sealed import read_record, seal, unseal
 from stagecoach.storage.base import ObjectStore
 
 FORMAT_VERSION = 1
@@ -135,15 +135,10 @@ def read_manifest(store: ObjectStore, prefix: str) -> Manifest | None:
     Raises:
         CorruptObjectError: There is one, but it is no manifest of this form.
     """
-    key = manifest_key(prefix)
-    address = f"{store.url.rstrip('/')}/{key}"
     try:
-        return parse_manifest(store.get(key), address)
+        return read_record(store, manifest_key(prefix), parse_manifest)
     except ObjectMissing:
         return None
-    except CorruptObjectError:
-        # bytes that were damaged on their way are right the second time; what is damaged in the store stays so
-        return parse_manifest(store.get(key), address)
 
 
 def parse_manifest(data: bytes, address: str) -> Manifest:

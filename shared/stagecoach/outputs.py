@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from stagecoach import faults
-from stagecoach.errors import CorruptObjectError, MissingInputError
+from stagecoach.errors import CorruptObjectError, MissingInputError, StoreUnavailable
 from stagecoach.manifest import BLOCK_BYTES, Digests, Manifest, ObjectEntry, commit_manifest, read_manifest
 from stagecoach.paths import new_try_prefix
 from stagecoach.progress import NO_PROGRESS, Progress
@@ -217,6 +217,13 @@ class Input:
             path, found = self._read(name, entry)
             if (found.size_bytes, found.sha256) == (entry.size_bytes, entry.sha256):
                 return path
+        info = self.store.head(entry.path)
+        if found.size_bytes != entry.size_bytes and info is not None and info.size_bytes == entry.size_bytes:
+            raise StoreUnavailable(
+                self.store.url,
+                entry.path,
+                f"the store gives {found.size_bytes} of {entry.size_bytes} bytes; run again later",
+            )
         raise CorruptObjectError(
             f"{self.store.url.rstrip('/')}/{entry.path}: expected {entry.size_bytes} bytes with sha256"
             f" {entry.sha256[:12]}.., got {found.size_bytes} bytes with {found.sha256[:12]}..;"

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stagecoach.errors import CorruptObjectError, MissingInputError, ObjectMissing
 from stagecoach.paths import plan_key, validate_run_id
-from stagecoach.sealed import seal, unseal
+from stagecoach.sealed import read_record, seal, unseal
 from stagecoach.storage.base import ObjectStore
 
 
@@ -80,17 +80,11 @@ def read_plan(store: ObjectStore, run_id: str) -> Plan:
     """
     key = plan_key(validate_run_id(run_id))
     try:
-        data = store.get(key)
+        return read_record(store, key, _parse_plan)
     except ObjectMissing as error:
         raise MissingInputError(
             f"{store.url.rstrip('/')}/{key}: run {run_id} has no plan here; check the store and the run id"
         ) from error
-    address = f"{store.url.rstrip('/')}/{key}"
-    try:
-        return _parse_plan(data, address)
-    except CorruptObjectError:
-        # bytes that were damaged on their way are right the second time; what is damaged in the store stays so
-        return _parse_plan(store.get(key), address)
 
 
 def plan_bytes(plan: Plan) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from stagecoach.paths import numbered, task_record_prefix
-from stagecoach.sealed import seal, unseal
+from stagecoach.sealed import read_record, seal, unseal
 from stagecoach.storage.base import ObjectStore
 
 
@@ -34,8 +34,8 @@ def read_numbered(store: ObjectStore, prefix: str) -> dict[int, dict[str, Any]]:
 
 
 def read_sealed(store: ObjectStore, key: str) -> dict[str, Any]:
-    """Return one record; raises as ``unseal`` does."""
-    return unseal(store.get(key), f"{store.url.rstrip('/')}/{key}")
+    """Return one record; raises as ``read_record`` does."""
+    return read_record(store, key, unseal)
 
 
 def record_keys(store: ObjectStore, prefix: str) -> dict[int, str]:

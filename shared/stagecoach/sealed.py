@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from stagecoach.errors import CorruptObjectError
+from stagecoach.errors import CorruptObjectError, StoreUnavailable
+from stagecoach.storage.base import ObjectStore
+
+_T = TypeVar("_T")
 
 DIGEST = "digest"
 
@@ -43,6 +46,35 @@ def unseal(data: bytes, address: str) -> dict[str, Any]:
     if expected is not None and expected != _digest(values):
         raise CorruptObjectError(f"{address}: damaged, its fields are not those that were written")
     return values
+
+
+def read_record(store: ObjectStore, key: str, parse: Callable[[bytes, str], _T]) -> _T:
+    """Return one record, parsed; read a second time before it is called damaged.
+
+    Args:
+        store: Where it lies.
+        key: Its key.
+        parse: Turns its bytes into what is wanted; gets the address too, to name it in errors.
+
+    Raises:
+        ObjectMissing: There is none.
+        CorruptObjectError: It is damaged in the store.
+        StoreUnavailable: The store itself says that it holds more or fewer bytes than it gave.
+    """
+    address = f"{store.url.rstrip('/')}/{key}"
+    try:
+        return parse(store.get(key), address)
+    except CorruptObjectError:
+        data = store.get(key)
+    try:
+        return parse(data, address)
+    except CorruptObjectError as error:
+        info = store.head(key)
+        if info is not None and info.size_bytes != len(data):
+            raise StoreUnavailable(
+                store.url, key, f"the store gives {len(data)} of {info.size_bytes} bytes; run again later"
+            ) from error
+        raise
 
 
 def _digest(values: Mapping[str, Any]) -> str:

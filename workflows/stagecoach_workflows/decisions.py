@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from stagecoach.keys import canonical_json, content_key
 from stagecoach.paths import manifest_key, output_prefix
-from stagecoach.plan_file import TaskPlan
+from stagecoach.plan_file import Plan, TaskPlan
 from stagecoach.recipe.base import Section
 from stagecoach.recipe.export import push_record_key
 from stagecoach.recipe.recipe import Recipe
@@ -125,7 +125,27 @@ def decide(store: ObjectStore, tasks: Mapping[str, Candidate], recipe: Recipe) -
     return {task: plans[task] for task in tasks}
 
 
-def _missing(store: ObjectStore, candidate: Candidate, wanted_by: str) -> tuple[bool, str]:
+def decide_again(store: ObjectStore, plan: Plan) -> Plan:
+    """Return a run's plan in which tasks run, too, whose output was there when it was made and is gone now.
+
+    Somebody deleted it: a person who was told to because it is damaged, or ``gc`` at the same moment.
+    """
+    makers = {task.output: name for name, task in plan.tasks.items()}
+    wanted_by: dict[str, str] = {"export": ""}
+    tasks = dict(plan.tasks)
+    for name, task in reversed(plan.tasks.items()):
+        if name not in wanted_by:
+            continue
+        missing, reason = _missing(store, task, wanted_by[name])
+        if missing:
+            for folder in task.inputs.values():
+                wanted_by.setdefault(makers[folder], name)
+            if task.decision == "skip":
+                tasks[name] = task.model_copy(update={"decision": "run", "reason": reason})
+    return plan.model_copy(update={"tasks": tasks})
+
+
+def _missing(store: ObjectStore, candidate: Candidate | TaskPlan, wanted_by: str) -> tuple[bool, str]:
     if store.head(manifest_key(candidate.output)) is not None:
         return False, "its output is there"
     return True, f"its output is missing and {wanted_by} needs it" if wanted_by else "its output is missing"

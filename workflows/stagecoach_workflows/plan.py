@@ -35,7 +35,7 @@ from stagecoach.settings import Settings
 from stagecoach.source_identity import HubListing
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
-from stagecoach_workflows.decisions import candidates, decide, task_configs
+from stagecoach_workflows.decisions import candidates, decide, decide_again, task_configs
 from stagecoach_workflows.policy import Shape, decision_parameter
 from stagecoach_workflows.run_ids import run_id_of_workflow
 
@@ -66,6 +66,8 @@ def make_plan(recipe: Recipe, store: ObjectStore, settings: Settings, run_id: st
 def plan_run(recipe: Recipe, store: ObjectStore, settings: Settings, run_id: str) -> Plan:
     """Return the run's plan: the one that is there already, or a new one, written once.
 
+    Of one that is there, tasks run as well whose output has been deleted since; what is stored does not change.
+
     Raises:
         ConfigError: The run exists with another recipe.
     """
@@ -73,14 +75,14 @@ def plan_run(recipe: Recipe, store: ObjectStore, settings: Settings, run_id: str
     if existing is None:
         plan = make_plan(recipe, store, settings, run_id)
         if store.put_if_absent(plan_key(run_id), plan_bytes(plan), content_type="application/json"):
-            return plan
+            return decide_again(store, plan)  # gc spares what a stored plan names, but not what it named a moment ago
         existing = read_plan(store, run_id)
     if existing.recipe != recipe.model_dump(mode="json"):
         raise ConfigError(
             f"run {run_id}: exists with another recipe ({_first_difference(existing.recipe, recipe)});"
             " leave out --run for a new run, or use the old recipe"
         )
-    return existing
+    return decide_again(store, existing)
 
 
 def decode_recipe(text: str, overrides: Sequence[str] = ()) -> Recipe:

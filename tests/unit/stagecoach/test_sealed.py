@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stagecoach.errors import CorruptObjectError
+from stagecoach.errors import CorruptObjectError, StoreUnavailable
 from stagecoach.manifest import Manifest, ObjectEntry, commit_manifest, parse_manifest, read_manifest
 from stagecoach.paths import manifest_key, plan_key
 from stagecoach.plan_file import Plan, TaskPlan, plan_bytes, read_plan
@@ -102,3 +102,14 @@ def test_damage_on_the_way_is_read_again() -> None:
     assert read_manifest(store, "native/demo-00ff/") is not None
     assert read_plan(store, RUN) == PLAN
     assert read_manifest(store, "native/demo-00ff/") is not None
+
+
+def test_a_store_that_gives_less_than_it_holds_is_asked_again_later() -> None:
+    """The record itself is whole: nobody may be told to delete it."""
+    inner = MemoryStore("m")
+    commit_manifest(inner, "native/demo-00ff/", MANIFEST)
+    store = FaultyStore(
+        inner, [Fault(when=lambda call: call.operation == "get", change=lambda data: data[:-1], times=9)]
+    )
+    with pytest.raises(StoreUnavailable, match="the store gives"):
+        read_manifest(store, "native/demo-00ff/")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from stagecoach.errors import ConfigError, UnavailableError
-from stagecoach.paths import plan_key
+from stagecoach.paths import manifest_key, plan_key
+from stagecoach.plan_file import read_plan
 from stagecoach.recipe.load import recipe_json
 from stagecoach.recipe.recipe import Recipe
 from stagecoach.recipe.source import HubSource
@@ -38,6 +39,22 @@ def test_a_run_id_with_another_recipe_is_refused_and_names_the_field() -> None:
     plan_run(small_recipe(), store, Settings(), RUN)
     with pytest.raises(ConfigError, match=r"train\.seed: 1234 there, 7 here"):
         plan_run(small_recipe("train.seed=7"), store, Settings(), RUN)
+
+
+def test_a_run_that_is_given_again_makes_what_was_deleted_meanwhile() -> None:
+    """A person was told to delete a damaged output's manifest; the same command then makes it again."""
+    store = MemoryStore("test")
+    first = plan_run(small_recipe(), store, Settings(), "20261125T010000Z-small")
+    for task in first.tasks.values():
+        if task.task != "export":
+            store.put(manifest_key(task.output), b"{}")
+    plan = plan_run(small_recipe(), store, Settings(), RUN)
+    assert [task.task for task in plan.tasks.values() if task.decision == "run"] == ["export"]
+    store.delete([manifest_key(plan.tasks[name].output) for name in ("pack", "shard")])
+    again = plan_run(small_recipe(), store, Settings(), RUN)
+    # shard is read by train alone, which is there
+    assert [task.task for task in again.tasks.values() if task.decision == "run"] == ["pack", "export"]
+    assert read_plan(store, RUN) == plan
 
 
 def test_a_plan_holds_every_tasks_config_and_inputs() -> None:
