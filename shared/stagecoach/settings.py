@@ -61,6 +61,8 @@ class Settings:
     """Host name of the machine with rank 0. MASTER_ADDR."""
     main_port: int | None = None
     """Port of the rendezvous on that machine. MASTER_PORT."""
+    gloo_interfaces: tuple[str, ...] = ()
+    """Network interfaces for ranks on CPU, joined by commas; empty takes that of the host name. GLOO_SOCKET_IFNAME."""
     git_revision: str | None = None
     """Revision that an image was built from; recorded in manifests. STAGECOACH_GIT_REVISION."""
     image_digest: str | None = None
@@ -104,6 +106,7 @@ class Settings:
             node_rank=read.number("STAGECOACH_NODE_RANK", "JOB_COMPLETION_INDEX", "SLURM_NODEID") or 0,
             main_address=read.text("MASTER_ADDR"),
             main_port=read.number("MASTER_PORT"),
+            gloo_interfaces=tuple(filter(None, (read.text("GLOO_SOCKET_IFNAME") or "").split(","))),
             git_revision=read.text("STAGECOACH_GIT_REVISION"),
             image_digest=read.text("STAGECOACH_IMAGE_DIGEST"),
             pod_name=read.text("STAGECOACH_POD_NAME", "HOSTNAME"),

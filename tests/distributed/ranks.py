@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from stagecoach_train.parallel.gloo import BACKEND, register_gloo
+
 
 def run_ranks(
     world_size: int,
@@ -21,7 +23,7 @@ def run_ranks(
     *arguments: Any,
     folder: Path,
     timeout_seconds: float = 300,
-    backend: str = "gloo",
+    backend: str = BACKEND,
 ) -> list[Any]:
     """Call `function(*arguments)` on every rank and return the results in rank order.
 
@@ -31,7 +33,7 @@ def run_ranks(
         arguments: Given to every rank alike.
         folder: An empty folder for the rendezvous file.
         timeout_seconds: For all ranks together.
-        backend: gloo, or nccl with rank i on GPU i.
+        backend: The product's gloo, torch's, or nccl with rank i on GPU i.
 
     Raises:
         RuntimeError: A rank failed (with its traceback), or nothing came in time.
@@ -97,6 +99,7 @@ def _rank_main(
 ) -> None:
     try:
         torch.set_num_threads(1)
+        register_gloo()
         if backend == "nccl":
             torch.cuda.set_device(rank)
         dist.init_process_group(

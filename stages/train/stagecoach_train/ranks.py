@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from stagecoach.errors import AcceleratorError
+from stagecoach_train.parallel.gloo import register_gloo
 
 _POLL_SECONDS = 0.02
 
@@ -37,7 +38,8 @@ class Ranks:
         self.size = size
         self._store = store
         self._timeout_seconds = timeout_seconds
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds)) if size > 1 else None
+        patience = timedelta(seconds=timeout_seconds)
+        self._group = dist.new_group(backend=register_gloo(), timeout=patience) if size > 1 else None
 
     @property
     def leads(self) -> bool:

@@ -31,6 +31,7 @@ from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
 from stagecoach_train.inputs import check_files
 from stagecoach_train.job import Assignment, Job
+from stagecoach_train.parallel.gloo import register_gloo
 from stagecoach_train.ranks import Ranks
 from stagecoach_train.signals import StopRequest, deadline_unix_seconds
 
@@ -91,6 +92,7 @@ def connect(place: Place, *, gpu: bool, timeout_seconds: float) -> Ranks:
     if place.size == 1:
         return Ranks(0, 1, HashStore(), timeout_seconds)
     patience = timedelta(seconds=RENDEZVOUS_SECONDS)
+    gloo = register_gloo()
     try:
         if place.elastic:
             store, _, _ = next(iter(rendezvous("env://", timeout=patience)))
@@ -105,7 +107,7 @@ def connect(place: Place, *, gpu: bool, timeout_seconds: float) -> Ranks:
                 master_listen_fd=place.listen_descriptor,
             )
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            f"cpu:{gloo},cuda:nccl" if gpu else gloo,
             store=PrefixStore("group", store),
             rank=place.rank,
             world_size=place.size,

@@ -37,6 +37,10 @@ def test_ranks_of_another_launcher_are_numbers() -> None:
     assert (settings.rank, settings.world_size, settings.scratch_dir) == (3, 8, Path("/work/scratch"))
 
 
+def test_interfaces_are_joined_by_commas() -> None:
+    assert Settings.from_environ({"GLOO_SOCKET_IFNAME": "eth0,eth1"}).gloo_interfaces == ("eth0", "eth1")
+
+
 @pytest.mark.parametrize(
     ("environ", "sentence"),
     [
