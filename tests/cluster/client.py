@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +38,11 @@ class Node:
     started: str
     finished: str
     progress: str
+
+
+def seconds_between(start: str, end: str) -> float:
+    """Difference of two times as Kubernetes writes them."""
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
 
 
 class Cluster:
@@ -70,6 +78,19 @@ class Cluster:
         for name, value in {"store": store, **parameters}.items():
             command += ["--parameter", f"{name}={value}"]
         return self.argo(*command).strip()
+
+    @contextmanager
+    def variant(self, recipe: str, change: Callable[[Object], None]) -> Iterator[str]:
+        """A template of its own with something changed in it; gives the name to submit it by."""
+        template = self.get("workflowtemplate", f"stagecoach-{recipe}")
+        change(template["spec"])
+        name = f"variant-{secrets.token_hex(4)}"
+        template["metadata"] = {"name": f"stagecoach-{name}"}
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(template))
+        try:
+            yield name
+        finally:
+            self.kubectl("delete", "workflowtemplate", f"stagecoach-{name}")
 
     def workflow(self, name: str) -> Object:
         """The Workflow object."""

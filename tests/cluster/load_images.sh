@@ -20,8 +20,8 @@ python=$root/.venv/bin/python
   [ "$free_kib" -gt "$needed_kib" ] || { echo "$image needs $((needed_kib / 1048576)) GiB of disk, $((free_kib / 1048576)) GiB are free" >&2; exit 1; }
   start=$(date +%s)
   "$cluster" load "$node" < "$archive"
-  # shellcheck disable=SC2046
   old=$(grep "^localhost/stagecoach-$image:" <<< "$present" || true)
+  # shellcheck disable=SC2086  # one name a line
   [ -z "$old" ] || containerd rm $old > /dev/null
   echo "  $reference on $node, $(($(date +%s) - start)) s"
 done

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.architecture.source_tree import ROOT
-from tests.cluster.client import Cluster
+from tests.cluster.client import Cluster, Object
 from tests.cluster.conftest import LONG_TRAINING
 
 pytestmark = pytest.mark.cluster
@@ -80,17 +80,15 @@ def test_the_store_goes_away_for_half_a_minute(cluster: Cluster, store_url: str,
 
 def test_out_of_memory_is_said_and_not_tried_again(cluster: Cluster, store_url: str) -> None:
     """The real OOM killer, by a memory limit of a template of its own."""
-    template = cluster.get("workflowtemplate", "stagecoach-micro")
-    train = next(t for t in template["spec"]["templates"] if t["name"] == "train")
-    for kind in ("requests", "limits"):
-        train["container"]["resources"][kind]["memory"] = "100Mi"
-    template["metadata"] = {"name": "stagecoach-too-little-memory"}
-    cluster.kubectl("apply", "-f", "-", stdin=json.dumps(template))
-    try:
-        name = cluster.submit("too-little-memory", store_url)
+
+    def starve(spec: Object) -> None:
+        train = next(t for t in spec["templates"] if t["name"] == "train")
+        for kind in ("requests", "limits"):
+            train["container"]["resources"][kind]["memory"] = "100Mi"
+
+    with cluster.variant("micro", starve) as recipe:
+        name = cluster.submit(recipe, store_url)
         assert cluster.wait(name) == "Failed"
-    finally:
-        cluster.kubectl("delete", "workflowtemplate", "stagecoach-too-little-memory")
     (attempt,) = cluster.attempts(name, "train")
     assert "OOMKilled" in attempt.message
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.client import Cluster, Object
+from tests.cluster.client import Cluster, Object, seconds_between
 from tests.micro_run import TASKS
 
 pytestmark = pytest.mark.cluster
@@ -38,6 +37,24 @@ def test_a_run_from_the_alias_succeeds_and_the_same_again_starts_no_stage(cluste
     assert cluster.ran(second) == set()
 
 
+def test_the_same_again_ends_ten_seconds_after_its_plan_starts(
+    cluster: Cluster, store_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the exit hook, which is a pod of its own after the end."""
+    with cluster.variant("micro", lambda spec: spec.pop("hooks")) as recipe:
+        assert cluster.wait(cluster.submit(recipe, store_url)) == "Succeeded"
+        again = cluster.submit(recipe, store_url)
+        assert cluster.wait(again) == "Succeeded"
+    assert cluster.ran(again) == set()
+    (plan,) = cluster.attempts(again, "plan")
+    pod, workflow = cluster.get("pod", plan.pod)["status"], cluster.workflow(again)["status"]
+    seconds = seconds_between(pod["startTime"], workflow["finishedAt"])
+    whole_seconds = seconds_between(workflow["startedAt"], workflow["finishedAt"])
+    with capsys.disabled():
+        print(f"\nthe same again: {seconds:.0f} s from the start of the plan's pod, {whole_seconds:.0f} s in all")
+    assert seconds <= 10
+
+
 def test_train_is_placed_by_its_gpu_request_and_the_rest_elsewhere(cluster: Cluster, store_url: str) -> None:
     """The pods are gone soon after they succeed, so they are watched while they run."""
     name = cluster.submit("micro", store_url)
@@ -53,6 +70,13 @@ def test_a_changed_pack_field_runs_pack_train_and_export_only(cluster: Cluster, 
     changed = cluster.submit("micro", store_url, set="pack.seed=1")
     assert cluster.wait(changed) == "Succeeded"
     assert cluster.ran(changed) == {"pack", "train", "export"}
+
+
+def test_new_data_fetches_no_weights(cluster: Cluster, store_url: str) -> None:
+    assert cluster.wait(cluster.submit("micro", store_url)) == "Succeeded"
+    changed = cluster.submit("micro", store_url, set="data.sources.0.rows=48")
+    assert cluster.wait(changed) == "Succeeded"
+    assert cluster.ran(changed) == {"download-data-demo", "pack", "train", "export"}
 
 
 def test_two_submits_at_once_train_once(cluster: Cluster, store_url: str) -> None:
@@ -183,8 +207,3 @@ def training_pair(cluster: Cluster, store_url: str, scratch: Path) -> tuple[str,
         if [m["role"] for m in messages[:2]] == ["user", "assistant"] and messages[1].get("content"):
             return messages[0]["content"], messages[1]["content"]
     raise AssertionError("no conversation begins with a user")
-
-
-def seconds_between(start: str, end: str) -> float:
-    """Difference of two times as Kubernetes writes them."""
-    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()

@@ -22,8 +22,9 @@ step programs
 "$here/local/build.sh"
 step cluster
 NODES="node1 gpu1" "$cluster" start
-step "argo and store"
+step "argo, jobset and store"
 "$cluster" exec "$here/local/argo.sh" "$namespace"
+"$cluster" exec "$here/local/jobset.sh"
 "$cluster" exec "$here/local/seaweed.sh" start
 "$cluster" exec python "$here/setup_store.py"
 step images

@@ -44,12 +44,26 @@ argo() {
   cp "$source/hack/nsswitch.conf" "$CACHE/rbac/$ARGO_VERSION/"
 }
 
+jobset() {
+  download sigs.k8s.io/jobset "v$JOBSET_VERSION"
+  local module=$modules/sigs.k8s.io/jobset@v$JOBSET_VERSION source=$CACHE/src/jobset-$JOBSET_VERSION
+  rm -rf "$source"
+  cp -r "$module" "$source"
+  chmod -R u+w "$source"
+  (cd "$source" && go build -trimpath -ldflags "-s -w" -o "$CACHE/bin/jobset-$JOBSET_VERSION" .)
+}
+
 [ -x "$CACHE/bin/kubeone" ] || kubernetes
 ln -sf kubeone "$CACHE/bin/kubectl"
 [ -x "$CACHE/bin/argo-$ARGO_VERSION/workflow-controller" ] || argo
-[ -x "$CACHE/bin/helm" ] || GOBIN=$CACHE/bin go install -trimpath -ldflags "-s -w" "helm.sh/helm/v${HELM_VERSION%%.*}/cmd/helm@v$HELM_VERSION"
+[ -x "$CACHE/bin/jobset-$JOBSET_VERSION" ] || jobset
+program() { [ -x "$CACHE/bin/$1" ] || GOBIN=$CACHE/bin go install -trimpath -ldflags "-s -w" "$2"; }
+program coredns "github.com/coredns/coredns@v$COREDNS_VERSION"
+program kube-router "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router@v$KUBE_ROUTER_VERSION"
+program helm "helm.sh/helm/v${HELM_VERSION%%.*}/cmd/helm@v$HELM_VERSION"
 
 image() { [ -s "$CACHE/images/$1.tar" ] || python3 "$HERE/make_image.py" "localhost/$2" "$CACHE/images/$1.tar" "${@:3}"; }
 image pause pause:1 --user 65535:65535 --entrypoint '["/bin/busybox","sleep","inf"]' /bin/busybox=/bin/busybox
 image "argoexec-$ARGO_VERSION" "argoexec:v$ARGO_VERSION" --entrypoint '["argoexec"]' "$CACHE/bin/argo-$ARGO_VERSION/argoexec=/bin/argoexec" \
   /etc/mime.types=/etc/mime.types "$CACHE/rbac/$ARGO_VERSION/nsswitch.conf=/etc/nsswitch.conf"
+image "jobset-$JOBSET_VERSION" "jobset:v$JOBSET_VERSION" --user 65532:65532 --entrypoint '["/manager"]' "$CACHE/bin/jobset-$JOBSET_VERSION=/manager"

@@ -33,7 +33,7 @@ network() {
   ip addr add 10.88.0.1/24 dev cni0    # the pods' gateway, and where tests reach servers that they start
   ip link set cni0 up
   ip addr add 10.96.0.1/32 dev cni0    # the Service "kubernetes": the API server itself answers there, so no kube-proxy is needed
-  ip addr add 10.96.0.10/32 dev cni0   # nobody answers here: a DNS query is refused at once instead of timing out
+  ip addr add 10.96.0.10/32 dev cni0   # CoreDNS answers here, for names of the cluster alone: any other is refused at once
 }
 
 control_plane() {
@@ -44,7 +44,8 @@ control_plane() {
     --advertise-address 10.88.0.1 --service-cluster-ip-range 10.96.0.0/24 --authorization-mode RBAC --client-ca-file $pki/ca.crt \
     --tls-cert-file $pki/apiserver.crt --tls-private-key-file $pki/apiserver.key --service-account-issuer https://kubernetes.default.svc \
     --service-account-key-file $pki/sa.key --service-account-signing-key-file $pki/sa.key --kubelet-client-certificate $pki/admin.crt \
-    --kubelet-client-key $pki/admin.key --kubelet-preferred-address-types InternalIP --allow-privileged=true --profiling=false
+    --kubelet-client-key $pki/admin.key --kubelet-preferred-address-types InternalIP --allow-privileged=true --profiling=false \
+    --enable-aggregator-routing=true    # webhooks are called at their pods, as nothing routes the addresses of Services
 }
 
 managers() {
@@ -53,6 +54,16 @@ managers() {
   background kube-controller-manager kubeone kube-controller-manager --kubeconfig "$KUBECONFIG" --leader-elect=false --bind-address 127.0.0.1 \
     --service-account-private-key-file $pki/sa.key --root-ca-file $pki/ca.crt
   background kube-scheduler kubeone kube-scheduler --kubeconfig "$KUBECONFIG" --leader-elect=false --bind-address 127.0.0.1
+}
+
+names() {
+  printf 'cluster.local {\n  bind 10.96.0.10\n  errors\n  kubernetes {\n    kubeconfig %s\n  }\n}\n' "$KUBECONFIG" > /run/k/Corefile
+  background coredns coredns -conf /run/k/Corefile
+}
+
+network_policies() {  # enforced for the pods of node1: one process in a network namespace, and it knows one node
+  background kube-router kube-router --run-firewall=true --run-router=false --run-service-proxy=false --kubeconfig "$KUBECONFIG" \
+    --hostname-override=node1 --service-cluster-ip-range 10.96.0.0/24 --iptables-sync-period 10s --health-port 0
 }
 
 control_group() {  # one for each node: two kubelets that share one would delete each other's pods' groups
@@ -108,11 +119,13 @@ control_plane
 number=10
 for node in $nodes; do number=$((number + 1)); container_runtime "$node" 10.89.0.$number; done
 managers
+names
 number=10
 for node in $nodes; do number=$((number + 1)); kubelet "$node" 10.89.0.$number; done
 for node in $nodes; do until kubectl get node "$node" > /dev/null 2>&1; do sleep 0.1; done; done
 kubectl wait --for=condition=Ready node --all --timeout=60s > /dev/null
 log nodes ready
+network_policies
 case " $nodes " in *" gpu1 "*) gpu_node > /dev/null ;; esac
 until kubectl get serviceaccount default > /dev/null 2>&1; do sleep 0.1; done
 log up

@@ -1,0 +1,123 @@
+"""``submit``, ``status``, ``logs`` and ``cancel`` against the real API, with the rights of the submitter's account alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.architecture.source_tree import ROOT
+from tests.cluster.client import Cluster
+from tests.cluster.conftest import LONG_TRAINING
+
+pytestmark = pytest.mark.cluster
+
+Stagecoach = Callable[..., "subprocess.CompletedProcess[str]"]
+TWO_NODES = {
+    "image_pull_policy": "Never",
+    "node_selector": {"kubernetes.io/hostname": "node1"},
+    "train_node_selector": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB"},
+    "tolerations": [{"key": "nvidia.com/gpu"}],
+    "resources": {kind: {"cpu": 0.05} for kind in ("train", "convert", "shard", "pack", "export", "download-model")},
+}
+"""The test cluster as a deployment: every pod may run on the GPU node, but only train is sent there."""
+
+
+@pytest.fixture(scope="session")
+def stagecoach(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Stagecoach:
+    """The command line with a kubeconfig that holds the submitter's token."""
+    config = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())
+    context = next(c for c in config["contexts"] if c["name"] == config["current-context"])
+    context["context"] |= {"user": "submitter", "namespace": cluster.namespace}
+    token = cluster.kubectl("create", "token", "stagecoach-submitter").strip()
+    config["users"] = [{"name": "submitter", "user": {"token": token}}]
+    file = tmp_path_factory.mktemp("submitter") / "kubeconfig"
+    file.write_text(yaml.safe_dump(config))
+    environ = {**os.environ, "KUBECONFIG": str(file)}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "stagecoach_workflows", *arguments]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=900, check=False)
+
+    return run
+
+
+def started(result: subprocess.CompletedProcess[str]) -> tuple[str, str]:
+    """Run id and workflow name that ``submit`` says."""
+    said = re.search(r"run (\S+): workflow (\S+)", result.stdout)
+    assert said is not None, result.stderr
+    return said[1], said[2]
+
+
+def test_submit_wait_ends_with_the_exit_code_of_the_run(stagecoach: Stagecoach, store_url: str) -> None:
+    """78 is that of a recipe that the plan refused; the sentence is shown too."""
+    result = stagecoach("submit", "--from", "stagecoach-micro", "--store", store_url, "--set", "train.gpus=1", "--wait")
+    assert result.returncode == 78, result.stdout + result.stderr
+    assert "template" in result.stdout
+
+
+def test_a_run_is_seen_cancelled_and_goes_on_from_its_checkpoint(
+    cluster: Cluster, stagecoach: Stagecoach, store_url: str, undisturbed: dict[str, str]
+) -> None:
+    settings = [word for setting in LONG_TRAINING.split() for word in ("--set", setting)]
+    submit = ["submit", "--from", "stagecoach-micro", "--store", store_url, *settings]
+    run, name = started(stagecoach(*submit))
+    cluster.first_checkpoint(name, store_url)
+    status, logs = stagecoach("status", run), stagecoach("logs", run, "--task", "train", "--tail", "50")
+    assert re.search(r"train\s+Running", status.stdout), status.stdout + status.stderr
+    assert "step" in logs.stdout, logs.stdout + logs.stderr
+    assert stagecoach("cancel", run).returncode == 0
+    assert cluster.wait(name, 300) == "Failed"
+    assert stagecoach("status", run, "--wait").returncode == 75
+    again = stagecoach(*submit, "--wait")
+    assert again.returncode == 0, again.stdout + again.stderr
+    store = cluster.store(store_url)
+    assert len([o.key for o in store.list("trained/") if "/attempts/" in o.key]) == 2
+    assert cluster.exported_weights(store_url) == undisturbed
+
+
+def test_a_training_on_two_nodes_is_a_jobset_of_two_pods(
+    cluster: Cluster, stagecoach: Stagecoach, store_url: str, tmp_path: Path
+) -> None:
+    """The recipe is brought by the submitter; its ranks find each other by the names that JobSet gives them."""
+    if "jobsets.jobset.x-k8s.io" not in cluster.kubectl("get", "crd", "-o", "name"):
+        pytest.skip("this cluster has no JobSet controller")
+    deployment = tmp_path / "deployment.yaml"
+    deployment.write_text(yaml.safe_dump(TWO_NODES))
+    submit = ["submit", "micro", "--store", store_url, "--deployment", str(deployment)]
+    submit += ["--images", str(ROOT / "build/images.lock.json")]
+    submit += ["--set", "train.nodes=2", "--set", "train.layout.data_parallel=2"]
+    _, name = started(stagecoach(*submit))
+    labels = "jobset.sigs.k8s.io/replicatedjob-name=train"
+
+    def both_run() -> bool | None:
+        pods = cluster.get("pods", "-l", labels)["items"]
+        return len([pod for pod in pods if pod["status"]["phase"] in ("Running", "Succeeded")]) == 2 or None
+
+    cluster.until(both_run, "two pods of the JobSet", 300)
+    assert cluster.wait(name) == "Succeeded", cluster.nodes(name)
+    assert cluster.get("jobsets")["items"] == []
+    assert len(cluster.exported_weights(store_url)) == 1
+
+
+def test_a_cancelled_training_on_two_nodes_leaves_no_jobset(
+    cluster: Cluster, stagecoach: Stagecoach, store_url: str, tmp_path: Path
+) -> None:
+    if "jobsets.jobset.x-k8s.io" not in cluster.kubectl("get", "crd", "-o", "name"):
+        pytest.skip("this cluster has no JobSet controller")
+    deployment = tmp_path / "deployment.yaml"
+    deployment.write_text(yaml.safe_dump(TWO_NODES))
+    submit = ["submit", "micro", "--store", store_url, "--deployment", str(deployment)]
+    submit += ["--images", str(ROOT / "build/images.lock.json")]
+    submit += ["--set", "train.nodes=2", "--set", "train.layout.data_parallel=2", "--set", "train.steps=100000"]
+    run, name = started(stagecoach(*submit))
+    cluster.until(lambda: cluster.get("jobsets")["items"] or None, "the JobSet", 300)
+    assert stagecoach("cancel", run).returncode == 0
+    assert cluster.wait(name, 300) == "Failed"
+    cluster.until(lambda: cluster.get("jobsets")["items"] == [] or None, "the JobSet to be deleted", 120)
