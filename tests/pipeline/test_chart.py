@@ -140,6 +140,12 @@ def test_values_decide_store_images_and_secrets() -> None:
     assert template["spec"]["imagePullSecrets"] == [{"name": "registry"}]
 
 
+def test_the_exit_hook_reads_the_secret_that_the_values_name() -> None:
+    template = of_kind(render({**MINIMAL, "notify": {"secret": "mine"}}), "WorkflowTemplate")["stagecoach-micro"]
+    notify = next(t for t in container_templates(template) if t["name"] == "notify")
+    assert [v["secret"]["secretName"] for v in notify["volumes"] if "secret" in v] == ["mine"]
+
+
 def test_values_decide_where_train_runs() -> None:
     template = of_kind(ci("everything"), "WorkflowTemplate")["stagecoach-tiny-cpu"]
     train = next(t for t in container_templates(template) if t["name"] == "train")
@@ -223,6 +229,9 @@ def test_only_the_enabled_recipes_are_installed() -> None:
         ({"store": {"url": "/data"}}, "/store/url"),
         ({"store": {"url": "s3://bucket/"}}, "/store/url"),
         ({"nonsense": 1}, "nonsense"),
+        ({"store": {**MINIMAL["store"], "endpointUrl": "http://user:secret@host"}}, "/store/endpointUrl"),
+        ({"hub": {"endpoint": "https://user:secret@host"}}, "/hub/endpoint"),
+        ({"networkPolicy": {"storeCidrs": []}}, "/networkPolicy/storeCidrs"),  # would mean: any address
         ({"train": {"maxConcurrent": 0}}, "/train/maxConcurrent"),
         ({"images": {"pullPolicy": "Always"}}, "/images/pullPolicy"),
         ({"images": {"pack": "pack@sha256:abc"}}, "/images/pack"),

@@ -43,6 +43,11 @@
 {{- $_ := set . "name" (default .name (get $renamed .name)) -}}
 {{- end -}}
 {{- end -}}
+{{- range $volume := $template.volumes -}}
+{{- with $volume.secret -}}
+{{- $_ := set . "secretName" (default .secretName (get $renamed .secretName)) -}}
+{{- end -}}
+{{- end -}}
 {{- with $root.Values.store.caBundle.configMap -}}
 {{- $_ := set $template "volumes" (append (default list $template.volumes) (dict "name" "store-ca" "configMap" (dict "name" .))) -}}
 {{- $_ := set $container "volumeMounts" (append (default list $container.volumeMounts) (dict "name" "store-ca" "mountPath" "/etc/stagecoach/ca" "readOnly" true)) -}}
