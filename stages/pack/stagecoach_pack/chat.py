@@ -27,6 +27,7 @@ from stagecoach_pack.sources.messages import calls_as_text
 
 _CHECKED_AT_FIRST = 200
 _CHECKED_EVERY = 1000
+_END_LINE = f"{IM_END}\n"
 _MARKS = ("\ue0f0", "\ue0f1")
 """Private-use characters that wrap a control string of the content while a foreign template renders it."""
 
@@ -95,6 +96,7 @@ class Renderer:
         initials = "".join(sorted({text[0] for text in tokenizer.control_ids if text}))
         self._initials = re.compile(f"[{re.escape(initials)}]" if initials else "(?!)")
         self._bos = tokenizer.special.bos or "" if tokenizer.is_chatml and tokenizer.adds_bos else ""
+        self._headers: dict[str, str] = {}
         self._rendered = 0
         self.render: Callable[[Conversation], Rendered] = (
             self._render_chatml if tokenizer.is_chatml else self._render_template
@@ -104,6 +106,8 @@ class Renderer:
         parts, turns, literal = [self._bos], [], []
         at = len(self._bos)
         contents = _chatml_contents(talk)
+        # most conversations hold no character with which a control token begins: one look for all messages
+        may_be_literal = self._initials.search("".join([content for _, content in contents])) is not None
         if contents and contents[0][0] is None:  # tools without a system message of the conversation's own
             text = f"{IM_START}system\n{contents[0][1]}{IM_END}\n"
             literal += self._literal_in(contents[0][1], at + len(f"{IM_START}system\n"))
@@ -112,19 +116,18 @@ class Renderer:
         for role, content in contents:
             if role is None:
                 continue
-            header = f"{IM_START}{role}\n"
+            header = self._headers.get(role) or self._headers.setdefault(role, f"{IM_START}{role}\n")
             begin = at + len(header)
-            literal += self._literal_in(content, begin)
-            parts += (header, content, IM_END, "\n")
-            at = begin + len(content) + len(IM_END) + 1
+            if may_be_literal:
+                literal += self._literal_in(content, begin)
+            parts += (header, content, _END_LINE)
+            at = begin + len(content) + len(_END_LINE)
             turns.append((begin, at - 1))
         rendered = Rendered("".join(parts), turns, trained_messages(talk.messages, self._train_on), literal)
         self._compare_with_template(talk, rendered.text)
         return rendered
 
     def _literal_in(self, content: str, begin: int) -> list[Span]:
-        if self._initials.search(content) is None:
-            return []
         return [(match.start() + begin, match.end() + begin) for match in self._controls.finditer(content)]
 
     def _compare_with_template(self, talk: Conversation, text: str) -> None:

@@ -20,6 +20,8 @@ Message = dict[str, Any]
 """``role`` and ``content`` (text) always; ``tool_calls`` and ``weight`` (0 or 1) where the row has them."""
 
 HASH_BYTES = 16
+MAX_NESTING = 100
+"""Levels of calls and tools; far below what recursive readers and templates can stand."""
 _SIDE_BYTES = 8
 
 
@@ -38,13 +40,16 @@ class Conversation:
         Weights and the row's id do not count for the latter.
 
         Raises:
-            RowProblem: Some text holds a lone surrogate, and so has no UTF-8 form; or a tool holds what JSON cannot.
+            RowProblem: Some text holds a lone surrogate, and so has no UTF-8 form; or a tool holds what JSON cannot, or
+                is nested without end.
         """
+        if (self.tools or any("tool_calls" in message for message in self.messages)) and _too_deep(self):
+            raise RowProblem("nested too deeply", "", f"calls and tools of at most {MAX_NESTING} levels", "more")
         try:
             body = hashed = _dump([self.messages, self.tools])
         except UnicodeEncodeError as error:
             raise RowProblem("lone surrogate", "", "text that has a UTF-8 form", error.object[error.start]) from error
-        except (TypeError, ValueError, RecursionError) as error:  # a date in parquet, NaN, endless nesting
+        except (TypeError, ValueError) as error:  # a date in parquet, NaN
             raise RowProblem("not JSON", "", "calls and tools of JSON values", str(error)) from error
         if any("weight" in message for message in self.messages):
             messages = [{key: value for key, value in message.items() if key != "weight"} for message in self.messages]
@@ -57,14 +62,11 @@ class Conversation:
         Letter case, spacing, the Unicode form of a character, the system message and the tools do not count, so that
         no near copy of a held-out conversation is trained on.
         """
-        told = [
-            f"{message['role']}\0{_plain(message['content'])}\0{message.get('tool_calls') or ''}"
-            for message in self.messages
-            if message["role"] != "system"
-        ]
-        told = told or [_plain(message["content"]) for message in self.messages]
-        digest = hashlib.blake2b("\1".join(told).encode("utf-8"), digest_size=_SIDE_BYTES).digest()
-        return int.from_bytes(digest, "big")
+        told = [message for message in self.messages if message["role"] != "system"] or self.messages
+        text = " \0 ".join(f"{message['role']} {message['content']}" for message in told)
+        calls = [message["tool_calls"] for message in told if "tool_calls" in message]
+        plain = _plain(f"{text} \0 {calls}" if calls else text)
+        return int.from_bytes(hashlib.blake2b(plain.encode("utf-8"), digest_size=_SIDE_BYTES).digest(), "big")
 
 
 def conversation_from_json(data: bytes) -> Conversation:
@@ -75,6 +77,18 @@ def conversation_from_json(data: bytes) -> Conversation:
 
 def _dump(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False).encode("utf-8")
+
+
+def _too_deep(talk: Conversation) -> bool:
+    level: list[Any] = [talk.tools, *(message.get("tool_calls") for message in talk.messages)]
+    for _ in range(MAX_NESTING):
+        inside = [
+            value.values() if isinstance(value, dict) else value for value in level if isinstance(value, (dict, list))
+        ]
+        level = [item for values in inside for item in values]
+        if not level:
+            return False
+    return True
 
 
 def _plain(text: str) -> str:

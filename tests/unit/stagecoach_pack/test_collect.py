@@ -129,6 +129,17 @@ def test_near_copies_are_held_out_together() -> None:
     assert side("Hi thereCaf\u00e9") != same[0]
 
 
+def test_nesting_that_templates_could_not_stand_is_a_bad_row(spool: Spool) -> None:
+    for levels, fits in ((90, True), (110, False), (900, False)):
+        tool = {"type": "function", "function": {"name": "f", "parameters": json.loads("[" * levels + "]" * levels)}}
+        talk = Conversation([{"role": "user", "content": "u"}], [tool])
+        if fits:
+            spool.add(talk, 0, 0, 1)
+        else:
+            with pytest.raises(RowProblem, match="expected calls and tools of at most 100 levels"):
+                spool.add(talk, 0, 0, 1)
+
+
 @pytest.mark.parametrize("value", [float("nan"), b"bytes", dt.date(2024, 1, 1)])
 def test_what_json_has_no_form_for_is_a_bad_row(spool: Spool, value: object) -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": value}}}

@@ -237,3 +237,22 @@ def test_the_prompt_of_every_trained_turn_has_the_same_ids_alone() -> None:
             assert found.ids[: len(prompt)].tolist() == prompt
             assert not found.trained[len(prompt) - 1]
             assert found.trained[len(prompt)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ids_of_five_thousand_conversations_equal_those_of_transformers(family: Family) -> None:
+    loaded = transformers_tokenizer(family)
+    for first in range(NUM_GENERATED, NUM_GENERATED + 5000, 500):
+        talks = [generated_chat(seed) for seed in range(first, first + 500)]
+        for talk, found in zip(talks, label_all(talks, family), strict=True):
+            assert found.ids.tolist() == loaded.apply_chat_template(talk.messages)["input_ids"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_very_long_turn_has_the_ids_of_transformers(family: Family) -> None:
+    long = " ".join(text for seed in range(250) for text in (m["content"] for m in generated_chat(seed).messages))
+    talk = Conversation([{"role": "user", "content": "u"}, {"role": "assistant", "content": long}])
+    found = label(talk, family)
+    assert len(found.ids) > 25_000
+    assert found.ids.tolist() == transformers_tokenizer(family).apply_chat_template(talk.messages)["input_ids"]

@@ -20,6 +20,7 @@ from tests.unit.stagecoach_pack.generated_chats import generated_chat
 from tests.unit.stagecoach_pack.packing_runs import json_lines, pack_run
 from tests.unit.stagecoach_pack.test_labels import label
 
+REAL = Path(__file__).parents[4] / "shared" / "data" / "chat"
 DEMO = "\n".join(demo_lines()).encode()
 
 
@@ -180,3 +181,22 @@ def test_scratch_is_empty_afterwards_also_after_an_error(tmp_path: Path) -> None
 
 def test_the_limit_of_a_row_leaves_room_for_real_ones() -> None:
     assert MAX_ROW_BYTES >= 50_000_000
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/chat")
+@pytest.mark.parametrize("name", ["glaive_toolcall_en_demo.json", "alpaca_en_demo.json"])
+@pytest.mark.parametrize("pack_tokens", [4096, 16_384])
+def test_real_files_take_at_most_one_pack_more_than_their_tokens(tmp_path: Path, name: str, pack_tokens: int) -> None:
+    packed = pack_run(
+        tmp_path,
+        {"real": {name: (REAL / name).read_bytes()}},
+        family="mistral",
+        pack_tokens=pack_tokens,
+        too_long="drop",
+    )
+    split = PackedSplit.open(packed, "train")
+    assert split.num_packs <= -(-len(split.tokens) // pack_tokens) + 1
+    report = json.loads(packed.read_bytes("report.json"))
+    assert report["sources"][0]["bad_rows"] == {}
+    row = report["sources"][0]
+    assert split.num_documents + report["too_long"]["conversations"] + row["duplicates"] == row["rows_read"]

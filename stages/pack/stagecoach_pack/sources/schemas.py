@@ -29,6 +29,7 @@ _EXPECTED_KEYS: dict[RowFormat, str] = {
     "prompt_completion": "'prompt' and 'completion'",
     "input_output": "a list of {input, output} under 'conversation'",
     "openorca": "'system_prompt', 'question' and 'response'",
+    "alternating": "a list of texts under 'data', the user's first",
 }
 
 
@@ -68,6 +69,8 @@ def detect_format(row: Any, columns: Mapping[str, str]) -> RowFormat:
             return "prompt_completion"
         if {"question", "response"} <= keys:
             return "openorca"
+        if isinstance(texts := row.get(columns.get("data", "data")), list) and all(isinstance(t, str) for t in texts):
+            return "alternating"
     known = "; ".join(f"{name}: {keys}" for name, keys in _EXPECTED_KEYS.items())
     found = list(row) if isinstance(row, dict) else row
     raise RowProblem("unknown schema", "", f"one of the schemas ({known}); name it with `format` and `columns`", found)
@@ -93,6 +96,7 @@ class RowReader:
             "prompt_completion": self._prompt_completion,
             "input_output": self._input_output,
             "openorca": self._openorca,
+            "alternating": self._alternating,
         }[row_format]
 
     def read(self, row: Any) -> Conversation:
@@ -243,3 +247,11 @@ class RowReader:
     def _openorca(self, row: Mapping[str, Any]) -> Conversation:
         roles = (("system_prompt", "system"), ("question", "user"), ("response", "assistant"))
         return Conversation([{"role": role, "content": self._text(row, name)} for name, role in roles])
+
+    def _alternating(self, row: Mapping[str, Any]) -> Conversation:
+        name, texts = self._turns(row, "data")
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise RowProblem("wrong type", f"{name}[{index}]", "text", text)
+        roles = ("user", "assistant")
+        return Conversation([{"role": roles[index % 2], "content": text} for index, text in enumerate(texts)])

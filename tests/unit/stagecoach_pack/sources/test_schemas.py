@@ -72,6 +72,9 @@ def turns(row: Any, **options: Any) -> list[tuple[str, str]]:
             id="input and output",
         ),
         pytest.param(
+            {"data": ["u", "a", "v"]}, [("user", "u"), ("assistant", "a"), ("user", "v")], id="alternating texts"
+        ),
+        pytest.param(
             {"id": "cot.1", "system_prompt": "", "question": "q", "response": "r"},
             [("system", ""), ("user", "q"), ("assistant", "r")],
             id="OpenOrca keeps an empty system message",
@@ -239,3 +242,12 @@ def test_a_weight_counts_for_calls_too() -> None:
 def test_nothing_of_a_row_is_lost_in_silence(row: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RowProblem, match=sentence):
         read(row)
+
+
+def test_alternating_rows_that_hold_something_else_are_problems() -> None:
+    with pytest.raises(RowProblem, match=r"data\[1\]: expected text, found 5"):
+        read({"data": ["u", 5]}, format="alternating")
+    with pytest.raises(RowProblem, match="data: expected a list, found 'u'"):
+        read({"data": "u"}, format="alternating")
+    with pytest.raises(RowProblem, match="expected one of the schemas"):
+        read({"data": ["u", {"role": "user"}]})
