@@ -212,17 +212,17 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_that_does_not_fit_the_model(layout: str, micro: MicroWork, tmp_path: Path) -> None:
-    """``check`` finds it before any work; a run that nobody checked ends at ``shard``."""
+    """Before any work, also where weights and data lie in the store already."""
     setting = ("--set", f"train.layout.{layout}")
     result = stagecoach(tmp_path, "check", "micro", *setting)
     assert_refused(result, 78, None, *LAYOUTS[layout])
-    assert not (tmp_path / "work/store/runs").exists()
+    assert_refused(stagecoach(tmp_path, "run", "micro", *setting), 78, "plan", *LAYOUTS[layout])
+    assert not (tmp_path / "work/store/sources").exists()
 
     work = micro.copy_without(tmp_path / "copy", ("shard", "train", "export"))
-    refused = work.run(*setting)
-    assert_refused(refused, 78, "shard", *LAYOUTS[layout])
+    assert_refused(work.run(*setting), 78, "plan", *LAYOUTS[layout])
+    assert not list(work.folder.glob("store/runs/*/plan.json"))
     assert list((work.folder / "store/shards").iterdir()) == []
-    assert list((work.folder / "store/trained").iterdir()) == []
 
 
 def test_an_object_that_changed_after_its_manifest(micro: MicroWork, tmp_path: Path) -> None:

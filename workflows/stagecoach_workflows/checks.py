@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from stagecoach.architectures.registry import ModelSpec
-from stagecoach.errors import ConfigError, DataError, StagecoachError
-from stagecoach.outputs import open_input
-from stagecoach.parallel.slicing import RankLayout, check_layout
+from stagecoach.errors import ConfigError, StagecoachError
 from stagecoach.recipe.download import DownloadModelConfig
 from stagecoach.recipe.recipe import Recipe
-from stagecoach.recipe.source import DirectorySource, ExportSource, HubSource, ReleaseSource, S3Source, SeedSource
+from stagecoach.recipe.source import ExportSource, ReleaseSource
 from stagecoach.settings import Settings
-from stagecoach.source_identity import directory_root
 from stagecoach.storage.open import open_store
 from stagecoach_workflows.decisions import Candidate, candidates, decide, task_configs
 from stagecoach_workflows.deployment import Deployment
+from stagecoach_workflows.dimensions import model_spec, refuse_layout
 from stagecoach_workflows.plan import HubLister
-from stagecoach_workflows.policy import Shape, seed_model, task_policy
+from stagecoach_workflows.policy import Shape, task_policy
 from stagecoach_workflows.render import template_document
-
-_CONFIG = "config.json"
 
 
 def check_recipe(recipe: Recipe, store_url: str, deployment: Deployment) -> list[str]:
@@ -56,23 +50,6 @@ def check_recipe(recipe: Recipe, store_url: str, deployment: Deployment) -> list
     return found
 
 
-def model_spec(model: DownloadModelConfig, settings: Settings, list_hub: HubLister, store_url: str) -> ModelSpec:
-    """Return the dimensions of the recipe's model; from its config.json alone, no weights are read.
-
-    Raises:
-        DataError: The model is of no known family, or its config.json is not valid.
-        MissingInputError: There is no config.json.
-    """
-    if model.seed is not None and isinstance(model.source, SeedSource):
-        return seed_model(model.source)
-    text = _read_config(model, settings, list_hub, store_url)
-    try:
-        values: Mapping[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{_CONFIG} of the model: expected JSON, got: {error}") from error
-    return ModelSpec.from_hf_config(values)
-
-
 def _sources(recipe: Recipe, settings: Settings, list_hub: HubLister, store_url: str) -> tuple[str, Any]:
     in_store = isinstance(recipe.model.source, ReleaseSource | ExportSource)
     configs = task_configs(recipe, settings, list_hub, open_store(store_url, settings) if in_store else None)
@@ -84,14 +61,11 @@ def _sources(recipe: Recipe, settings: Settings, list_hub: HubLister, store_url:
 def _layout(
     recipe: Recipe, model: DownloadModelConfig, settings: Settings, list_hub: HubLister, store_url: str
 ) -> tuple[str, None]:
-    spec = model_spec(model, settings, list_hub, store_url)
+    spec = model_spec(model, settings, list_hub, lambda: open_store(store_url, settings))
     _compare_size(Shape.of(recipe).num_parameters, spec.num_parameters)
-    layout = recipe.train.layout
-    check_layout(spec, RankLayout(layout.tensor_parallel, layout.pipeline_parallel, layout.virtual_stages))
-    return (
-        f"model: {spec.family}, {spec.num_parameters:,} parameters, fits the layout of {layout.world_size} ranks",
-        None,
-    )
+    refuse_layout(spec, recipe)
+    ranks = recipe.train.layout.world_size
+    return f"model: {spec.family}, {spec.num_parameters:,} parameters, fits the layout of {ranks} ranks", None
 
 
 def _compare_size(expected: int, found: int) -> None:
@@ -115,23 +89,6 @@ def _workflow(recipe: Recipe, deployment: Deployment) -> tuple[str, None]:
     asked = task_policy("train", Shape.of(recipe)).resources
     gpus = f", {asked.gpus} GPUs" if asked.gpus else ""
     return f"workflow: {name}; train asks each node for {asked.cpu:g} cores, {asked.memory_gib:g} GiB{gpus}", None
-
-
-def _read_config(model: DownloadModelConfig, settings: Settings, list_hub: HubLister, store_url: str) -> str:
-    source = model.source
-    if isinstance(source, ExportSource):
-        return (
-            open_input(open_store(store_url, settings), source.export, settings.scratch_dir)
-            .read_bytes(_CONFIG)
-            .decode()
-        )
-    if isinstance(source, DirectorySource):
-        return (directory_root(source) / _CONFIG).read_text(encoding="utf-8")
-    if isinstance(source, S3Source):
-        return open_store(source.url, settings).get(_CONFIG).decode("utf-8")
-    if isinstance(source, HubSource):
-        return list_hub.read_file(source, model.commit or source.revision, _CONFIG)
-    raise DataError(f"a model source of kind {source.kind!r}: expected hub, directory, s3, seed, release or export")
 
 
 def _joined(errors: list[StagecoachError]) -> StagecoachError:

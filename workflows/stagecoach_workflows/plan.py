@@ -27,7 +27,7 @@ from stagecoach.contract import exit_code_of
 from stagecoach.errors import ConfigError, MissingInputError, UnavailableError
 from stagecoach.paths import plan_key, validate_run_id
 from stagecoach.plan_file import Plan, plan_bytes, read_plan
-from stagecoach.recipe.download import ResolvedFile
+from stagecoach.recipe.download import DownloadModelConfig, ResolvedFile
 from stagecoach.recipe.load import read_recipe
 from stagecoach.recipe.recipe import Recipe
 from stagecoach.recipe.source import HubSource
@@ -36,6 +36,7 @@ from stagecoach.source_identity import HubListing
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
 from stagecoach_workflows.decisions import candidates, decide, decide_again, task_configs
+from stagecoach_workflows.dimensions import model_spec, refuse_layout
 from stagecoach_workflows.policy import Shape, decision_parameter
 from stagecoach_workflows.run_ids import run_id_of_workflow
 
@@ -49,15 +50,20 @@ def make_plan(recipe: Recipe, store: ObjectStore, settings: Settings, run_id: st
     """Return the plan of a run that does not exist yet, without writing anything.
 
     Raises:
-        ConfigError: A source cannot be what it is used as, or the store refuses access.
+        ConfigError: A source cannot be what it is used as, the layout does not fit the model, or the store refuses access.
         MissingInputError: A source does not exist or lacks files.
         UnavailableError: The Hub or a store does not answer.
     """
-    configs = task_configs(recipe, settings, HubLister(settings), store)
+    hub = HubLister(settings)
+    configs = task_configs(recipe, settings, hub, store)
+    tasks = decide(store, candidates(recipe, configs), recipe)
+    model = configs["download-model"]
+    if tasks["train"].decision == "run" and isinstance(model, DownloadModelConfig):
+        refuse_layout(model_spec(model, settings, hub, lambda: store), recipe)
     return Plan(
         run_id=validate_run_id(run_id),
         recipe=recipe.model_dump(mode="json"),
-        tasks=decide(store, candidates(recipe, configs), recipe),
+        tasks=tasks,
         created_unix_seconds=round(time.time(), 3),
         versions={"stagecoach": version("stagecoach"), "python": platform.python_version()},
     )
