@@ -117,6 +117,11 @@ test-wandb: setup ## Curves in Weights & Biases, with the real package in a fold
 test-gpu: setup ## What needs an NVIDIA GPU
 	$(PYTEST) -m gpu tests $(ARGS)
 
+.PHONY: test-faults
+test-faults: setup ## The fault campaign, writes its table to docs/reliability.md: SEED=58 CASES=1 is one case again, without the table
+	$(if $(CASES),,$(PYTEST) --strict-skips -m slow tests/faults)
+	$(BIN)/python -m tests.faults.campaign --seed $(or $(SEED),1) $(if $(CASES),--cases $(CASES),--report docs/reliability.md) $(ARGS)
+
 .PHONY: test-images
 test-images: setup ## Sizes against images/budgets.toml, users, labels, start time of the built images
 	$(PYTEST) -m images tests/images $(ARGS)

@@ -1,0 +1,68 @@
+"""The fault campaign's own promises: how cases are spread, that a seed is a case, and a few cases of each cheap kind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.faults.campaign.cases import KINDS, PAIRS, SCOPES, WHOLE, Case, Result
+from tests.faults.campaign.proxy import Plot
+from tests.faults.campaign.report import BEGIN, END, summary, write_report
+
+ROOT = Path(__file__).parents[2]
+WHOLE_CAMPAIGN = 5 * len(PAIRS)
+
+
+@pytest.mark.parametrize("first", [0, 1, 7_654_321])
+def test_a_whole_campaign_has_enough_of_everything_wherever_it_begins(first: int) -> None:
+    cases = [Case(seed) for seed in range(first, first + WHOLE_CAMPAIGN)]
+    kinds, scopes = Counter(case.kind for case in cases), Counter(case.scope for case in cases)
+    assert len(cases) >= 500
+    assert min(kinds[kind] for kind in KINDS) >= 30
+    assert min(scopes[scope] for scope in SCOPES) >= 50
+    assert scopes[WHOLE] >= 60
+
+
+def test_a_seed_is_a_case() -> None:
+    def draw(seed: int) -> list[float]:
+        rng = Case(seed).random
+        return [rng.random() for _ in range(5)]
+
+    assert draw(5) == draw(5)
+    assert draw(5) != draw(5 + len(PAIRS))
+    assert (Case(5).scope, Case(5).kind) == (Case(5 + len(PAIRS)).scope, Case(5 + len(PAIRS)).kind)
+
+
+def test_a_plot_fails_what_it_says() -> None:
+    plot = Plot(first=3, burst=2, again_after=4, bursts=2)
+    assert [number for number in range(1, 30) if plot.fails(number)] == [3, 4, 9, 10]
+
+
+def test_the_table_replaces_itself_only(tmp_path: Path) -> None:
+    file = tmp_path / "r.md"
+    file.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    one = Result(
+        seed=1, scope="pack", kind="bit flip", hit=True, first_exit_code=1, attempts=2, seconds=1.0, problem=""
+    )
+    results = [one, replace(one, seed=2, problem="bad")]
+    write_report(file, results, 60.0)
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{BEGIN}\n2 cases, seeds 1 to 2, 1.0 minutes, 1 ended badly")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "2 / **1 bad**" in summary(results, 1.0)
+
+
+@pytest.mark.slow
+def test_ten_cases_end_well(tmp_path: Path) -> None:
+    """The command itself; a whole campaign is ``make test-faults``."""
+    results = tmp_path / "results.jsonl"
+    command = [sys.executable, "-m", "tests.faults.campaign", "--seed", "1000", "--cases", "10"]
+    done = subprocess.run([*command, "--results", str(results)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [json.loads(line)["problem"] for line in results.read_text().splitlines()] == [""] * 10
