@@ -82,7 +82,7 @@ class Engine:
             device,
             _recompute_of_layers(config, spec.num_layers),
             num_micro_batches=num_micro_batches,
-            compile_backend=compile_backend or default_compile_backend(config, device),
+            compile_backend=compile_backend or default_compile_backend(config, spec.head_dim, device),
         )
         self.optimizer = AdamW(self.model.parameters, config)
         self.streams = StreamMaker(spec, device, DTYPES[config.compute_dtype])
@@ -238,10 +238,11 @@ class Engine:
         return totals[0], totals[1]
 
 
-def default_compile_backend(config: TrainConfig, device: torch.device) -> str | None:
+def default_compile_backend(config: TrainConfig, head_dim: int, device: torch.device) -> str | None:
     """Choose Inductor on a GPU, but not around attention document by document: its shapes are other ones every time."""
-    compiles = config.compile_blocks and device.type == "cuda" and attention_backend(config, device) != "sdpa"
-    return "inductor" if compiles else None
+    if not config.compile_blocks or device.type != "cuda":
+        return None
+    return None if attention_backend(config, head_dim, device) == "sdpa" else "inductor"
 
 
 def _recompute_of_layers(config: TrainConfig, num_layers: int) -> tuple[RecomputeMode, ...]:

@@ -17,20 +17,23 @@ from stagecoach_train.optimizer import Slice, UpdateNumbers
 BLOCK = 4_096
 COLUMN_BLOCK = 16_384
 
+# Bounds and strides of memory are left to specialise: not knowing that a bound is a multiple of 16, Triton would load
+# element by element, at a third of the bandwidth.
 
-@triton.jit(do_not_specialize=["count", "first_row", "first_column", "update", "tensor_number", "key_0", "key_1"])  # type: ignore[untyped-decorator]
+
+@triton.jit(do_not_specialize=["first_row", "first_column", "update", "tensor_number", "key_0", "key_1"])  # type: ignore[untyped-decorator]
 def _adamw(  # type: ignore[no-untyped-def]
     weight, remainder, grad, exp_avg, exp_avg_sq, factor_pointer,
     count, width, first_row, first_column, native_columns,
-    decay, beta1, beta2, eps, step_size, root_correction,
+    decay, rest1, beta2, rest2, eps, step_size, root_correction,
     key_0, key_1, update, tensor_number,
-    SPLIT: tl.constexpr, ROUND: tl.constexpr, BLOCK: tl.constexpr,
+    SPLIT: tl.constexpr, ROUND: tl.constexpr, WHOLE_BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     factor = tl.load(factor_pointer).to(tl.float32)
-    # A factor that is not finite skips the step: nothing is stored.
-    limit = tl.where((factor - factor) == 0.0, count, 0)
+    if (factor - factor) != 0.0:  # not finite: the step is skipped, nothing is stored
+        return
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = offset < limit
+    mask = offset < count
     g = tl.load(grad + offset, mask=mask, other=0.0).to(tl.float32) * factor
     m = tl.load(exp_avg + offset, mask=mask, other=0.0).to(tl.float32)
     v = tl.load(exp_avg_sq + offset, mask=mask, other=0.0).to(tl.float32)
@@ -38,20 +41,31 @@ def _adamw(  # type: ignore[no-untyped-def]
     if SPLIT:
         low = tl.load(remainder + offset, mask=mask, other=0).to(tl.int32)
         w = (w.to(tl.int32, bitcast=True) + low).to(tl.float32, bitcast=True)
-    m = m + (g - m) * (1.0 - beta1)
-    v = v * beta2 + g * g * (1.0 - beta2)
+    m = m + (g - m) * rest1
+    v = v * beta2 + g * g * rest2
     w = w - w * decay - step_size * m / (tl.sqrt(v) / root_correction + eps)
     tl.store(exp_avg + offset, m.to(exp_avg.dtype.element_ty), mask=mask)
     if ROUND:
-        small = offset.to(tl.int32)
+        # Philox blocks of eight elements (see philox.py): one call a block where rows begin and end with one.
+        step: tl.constexpr = 8 if WHOLE_BLOCKS else 1
+        small = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK // step) * step
         row = (small // width + first_row).to(tl.int64)
         element = row * native_columns + (small % width + first_column)
-        zero = element.to(tl.uint32) * 0
-        bits, _b, _c, _d = tl.philox_impl(
-            element.to(tl.uint32), (element >> 32).to(tl.uint32), zero + update.to(tl.uint32),
+        block = element >> 3
+        zero = block.to(tl.uint32) * 0
+        word_0, word_1, word_2, word_3 = tl.philox_impl(
+            block.to(tl.uint32), (block >> 32).to(tl.uint32), zero + update.to(tl.uint32),
             zero + tensor_number.to(tl.uint32), zero + key_0.to(tl.uint32), zero + key_1.to(tl.uint32),
         )  # fmt: skip
-        v_bits = v.to(tl.int32, bitcast=True) + (bits & 0xFFFF).to(tl.int32)
+        if WHOLE_BLOCKS:
+            words = tl.interleave(tl.interleave(word_0, word_2), tl.interleave(word_1, word_3))
+            bits = tl.interleave(words & 0xFFFF, words >> 16)
+        else:
+            place = (element & 7).to(tl.uint32)
+            low_words = tl.where(place < 2, word_0, word_1)
+            word = tl.where(place < 4, low_words, tl.where(place < 6, word_2, word_3))
+            bits = (word >> (place & 1) * 16) & 0xFFFF
+        v_bits = v.to(tl.int32, bitcast=True) + bits.to(tl.int32)
         v = ((v_bits >> 16) << 16).to(tl.float32, bitcast=True)
     tl.store(exp_avg_sq + offset, v.to(exp_avg_sq.dtype.element_ty), mask=mask)
     if SPLIT:
@@ -70,18 +84,21 @@ def adamw_pass(part: Slice, factor: torch.Tensor, numbers: UpdateNumbers) -> Non
     if count == 0:
         return
     columns = part.rectangle.cols
+    whole_blocks = columns is not None and all(number % 8 == 0 for number in (*columns, part.native_columns))
     _adamw[(triton.cdiv(count, BLOCK),)](
         part.weight, part.weight if part.remainder is None else part.remainder, part.grad, part.exp_avg,
         part.exp_avg_sq, factor,
         count, 1 if columns is None else columns[1] - columns[0], part.rectangle.rows[0],
         0 if columns is None else columns[0], part.native_columns,
-        part.decay, numbers.beta1, numbers.beta2, numbers.eps, numbers.step_size, numbers.root_correction,
+        part.decay, 1 - numbers.beta1, numbers.beta2, 1 - numbers.beta2, numbers.eps, numbers.step_size,
+        numbers.root_correction,
         numbers.seed & 0xFFFFFFFF, numbers.seed >> 32 & 0xFFFFFFFF, numbers.update, part.tensor_number,
-        SPLIT=part.remainder is not None, ROUND=part.exp_avg_sq.dtype == torch.bfloat16, BLOCK=BLOCK, num_warps=8,
+        SPLIT=part.remainder is not None, ROUND=part.exp_avg_sq.dtype == torch.bfloat16, WHOLE_BLOCKS=whole_blocks,
+        BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["first_token", "num_real"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["first_token"])  # type: ignore[untyped-decorator]
 def _row_statistics(  # type: ignore[no-untyped-def]
     logits, targets, out, first_token, num_real, stride, BLOCKS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -104,7 +121,7 @@ def _row_statistics(  # type: ignore[no-untyped-def]
     tl.store(out + row * 3 + 2, target_logit)
 
 
-@triton.jit(do_not_specialize=["first_token", "num_real"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["first_token"])  # type: ignore[untyped-decorator]
 def _row_gradient(  # type: ignore[no-untyped-def]
     logits, targets, log_sum_exp, scale, first_token, num_real, stride, BLOCKS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -143,7 +160,7 @@ def logits_to_gradient_(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["count", "peer_stride"])  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]
 def _add_parts(  # type: ignore[no-untyped-def]
     total, own, peers, count, peer_stride, PEERS: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip

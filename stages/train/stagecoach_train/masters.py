@@ -37,9 +37,9 @@ def join(weight: torch.Tensor, remainder: torch.Tensor) -> torch.Tensor:
 
 
 def round_stochastically_(wide: torch.Tensor, bits: torch.Tensor, into: torch.Tensor) -> None:
-    """Round fp32 to bf16, up with the probability of the distance, by adding 16 random bits and cutting.
+    """Round fp32 to bf16, up with the probability of the distance, by adding 16 random bits (in [0, 2^16)) and cutting.
 
     A second moment with beta2 0.999 changes by less than a bf16 step an update; to nearest it would never move.
     """
-    summed = wide.contiguous().view(torch.int32) + (bits & 0xFFFF).to(torch.int32)
+    summed = wide.contiguous().view(torch.int32) + bits.to(torch.int32)
     into.copy_((summed & -0x10000).view(torch.float32))

@@ -126,8 +126,14 @@ def test_stochastic_rounding_is_right_on_average() -> None:
 def test_random_bits_are_those_of_the_published_generator() -> None:
     # known answers of Random123: philox4x32-10, counter and key all ones
     ones = torch.full((1,), -1, dtype=torch.int64)
-    got = philox.random_bits(2**64 - 1, 2**32 - 1, 2**32 - 1, ones)
-    assert hex(int(got[0])) == "0x408f276d"
+    words = philox.random_words(2**64 - 1, 2**32 - 1, 2**32 - 1, ones)
+    assert [hex(int(word[0])) for word in words] == ["0x408f276d", "0x41c83b0e", "0xa20bc7c6", "0x6d5451fd"]
+
+
+def test_eight_elements_in_a_row_share_the_words_of_one_block() -> None:
+    words = [int(word[0]) for word in philox.random_words(3, 4, 5, torch.tensor([1]))]
+    expected = [half for word in words for half in (word & 0xFFFF, word >> 16)]
+    assert philox.random_bits(3, 4, 5, torch.arange(8, 16)).tolist() == expected
 
 
 def test_random_bits_depend_on_element_update_tensor_and_seed() -> None:
