@@ -19,12 +19,15 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from gpu_profile import profiled
 from gpu_workload import PEAK_FLOPS, document_lengths, matmul_ceiling_flops
 
 from stagecoach.architectures.registry import ModelSpec
@@ -95,7 +98,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--same-lengths", action="store_true", help="the peer's two sets of document lengths")
     parser.add_argument("--memory-cap-gb", type=float, default=0.0)
-    parser.add_argument("--profile", type=int, default=0, help="print that many of the slowest kernels of one step")
+    parser.add_argument("--layouts", type=int, default=0, help="also time that many packs, of one document and more")
     parser.add_argument("--small", action="store_true", help="toy model; also runs on a CPU")
     parser.add_argument("--result", type=Path, help="append the figures to this JSON lines file")
     return parser.parse_args()
@@ -176,8 +179,9 @@ def measure(
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     times, losses, means = zip(*[step(2 + i) for i in range(args.steps)], strict=True)
-    if args.profile and on_gpu:
-        _profile(lambda: step(99), args.profile)
+    peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else None
+    graphs = _num_graphs() - graphs
+    layouts = measure_layouts(args, engine, spec, shape, wait) if args.layouts else None
     tokens = shape.num_tokens * args.accumulate / (args.tp * args.pp)
     mean_seconds = sum(times) / len(times)
     name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
@@ -191,11 +195,43 @@ def measure(
         "step_milliseconds": [round(t * 1e3, 1) for t in times],
         "first_step_seconds": round(first_seconds, 1),
         "mean_attended_length": round(sum(means) / len(means)),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if on_gpu else None,
+        "peak_gib": None if peak_bytes is None else round(peak_bytes / 2**30, 2),
         "matmul_tflops": round(matmul_ceiling_flops() / 1e12) if on_gpu and not args.small else None,
-        "graphs_after_step_2": _num_graphs() - graphs,
+        "graphs_after_step_2": graphs,
         "losses": [round(first_loss, 4), *(round(loss, 4) for loss in losses)],
         "async_tp_fusions": _fusions(),
+        "layouts": layouts,
+        "milliseconds_by_kind": profiled(lambda: step(99)) if on_gpu else None,
+    }
+
+
+def measure_layouts(
+    args: argparse.Namespace, engine: Engine, spec: ModelSpec, shape: MicroBatchShape, wait: Callable[[], None]
+) -> dict[str, Any]:
+    """Time packs cut into 1, 2, .. documents up to the most that a pack may have; nothing may be compiled for any."""
+    graphs = _num_graphs()
+    times, rates = [], []
+    most = min(shape.num_documents, shape.num_tokens)
+    for number in range(args.layouts):
+        num_documents = 1 + number * (most - 1) // max(1, args.layouts - 1)
+        rng = np.random.default_rng(number)
+        edges = [0, *sorted(1 + rng.choice(shape.num_tokens - 1, num_documents - 1, replace=False)), shape.num_tokens]
+        lengths = [int(end - start) for start, end in pairwise(edges)]
+        batch = micro_batch_of_documents(
+            [Document(rng.integers(0, spec.vocab_size, n), np.arange(n) % 2 == 1) for n in lengths], shape
+        )
+        wait()
+        start = time.perf_counter()
+        engine.train_step([batch] * args.accumulate, batch.num_targets * args.accumulate * args.dp, 1e-5)
+        wait()
+        times.append(time.perf_counter() - start)
+        rates.append(times[-1] / flops_per_token(spec, sum(n * n for n in lengths) / shape.num_tokens))
+    return {
+        "packs": args.layouts,
+        "documents": [1, most],
+        "graphs": _num_graphs() - graphs,
+        "max_over_median_time": round(max(times) / float(np.median(times)), 3),
+        "max_over_median_time_per_flop": round(max(rates) / float(np.median(rates)), 3),
     }
 
 
@@ -209,15 +245,6 @@ def _fusions() -> dict[str, int]:
     from stagecoach_train.parallel.async_tp import num_fusions
 
     return num_fusions()
-
-
-def _profile(step: Any, num_kernels: int) -> None:
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
-        step()
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=num_kernels), flush=True)
 
 
 if __name__ == "__main__":
