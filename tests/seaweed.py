@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
+import subprocess
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 import pytest
 
 from stagecoach.storage.s3 import S3Options, S3Store
+from stagecoach_workflows import local_s3
 from stagecoach_workflows.local_s3 import S3Server, running_s3_server
 
 
@@ -58,3 +63,63 @@ def start_seaweed(data_dir: Path) -> Iterator[SeaweedServer]:
     """Run a server for the time of the block; its data stay in ``data_dir``."""
     with running_s3_server(data_dir) as server:
         yield SeaweedServer(server, data_dir)
+
+
+@dataclass(slots=True)
+class Restartable:
+    """A server that a test can stop, start again on its ports, and let stand still."""
+
+    server: S3Server
+    data_dir: Path
+    run_dir: Path
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+
+    def environ(self) -> dict[str, str]:
+        """The variables with which a process finds it."""
+        return self.server.environ()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self.process = local_s3._start(self.command, self.data_dir, self.run_dir)
+        local_s3._wait_until_ready(self.process, self.server, self.data_dir / "server.log")
+
+    def stop(self) -> None:
+        """Kill it, as a node that goes away does; what was put lies in its files."""
+        assert self.process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def freeze(self) -> None:
+        """Let all its processes stand still: connections stay and nothing answers."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+
+@contextmanager
+def restartable_seaweed(data_dir: Path) -> Iterator[Restartable]:
+    """Run a server that can be stopped for the time of the block."""
+    (data_dir / "data").mkdir(parents=True)
+    run_dir = Path(tempfile.mkdtemp(prefix="stagecoach-s3-"))
+    names = local_s3._PORTS
+    ports = dict(zip(names, local_s3._free_ports(len(names)), strict=True))
+    server = S3Server(
+        endpoint_url=f"http://127.0.0.1:{ports['s3.port']}",
+        access_key=secrets.token_hex(10),
+        secret_key=secrets.token_hex(20),
+        bucket=local_s3.BUCKET,
+    )
+    command = local_s3._command(local_s3._find_program(), data_dir / "data", run_dir, ports, server)
+    made = Restartable(server, data_dir, run_dir, command)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+        local_s3._remove_traces(run_dir, data_dir / "data", ports)

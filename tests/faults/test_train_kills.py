@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from stagecoach.manifest import read_manifest
+from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.local import LocalStore
 from tests.faults.train_driver import TRAINED
 from tests.unit.stagecoach_train.tiny_inputs import tiny_inputs
@@ -31,21 +32,23 @@ CONFIG: dict[str, Any] = {
     "evaluate_every_steps": 25,
 }
 WAIT_SECONDS = 300  # a busy machine; what has a limit of its own is measured apart
-TWO_RANKS = {"layout": {"data_parallel": 2}}
+TWO_RANKS: dict[str, Any] = {"layout": {"data_parallel": 2}}
 
 
 class Training:
     """One training in a directory store, run by the driver in processes of their own."""
 
-    def __init__(self, folder: Path, **config: Any) -> None:
+    def __init__(self, folder: Path, store: ObjectStore | None = None, **config: Any) -> None:
         self.folder = folder
         self.config = {**CONFIG, **config}
-        self.store = LocalStore(folder / "store")
+        self.store: ObjectStore = store or LocalStore(folder / "store")
         tiny_inputs(self.store, folder / "make")
         self.logs = 0
 
-    def start(self, run_id: str = "run-a", **environ: str) -> subprocess.Popen[bytes]:
-        """Start an attempt in a process group of its own."""
+    def start(
+        self, run_id: str = "run-a", before: Callable[[], None] | None = None, **environ: str
+    ) -> subprocess.Popen[bytes]:
+        """Start an attempt in a process group of its own; ``before`` is called in it first."""
         self.logs += 1
         with open(self.folder / f"log-{self.logs}", "wb") as log:
             return subprocess.Popen(
@@ -61,6 +64,7 @@ class Training:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=before,
             )
 
     def finish(self, run_id: str = "run-a") -> None:
@@ -101,7 +105,7 @@ class Training:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Training]:
     """Undisturbed trainings on one and on two ranks."""
     finished = {}
-    for ranks, config in ((1, {}), (2, TWO_RANKS)):
+    for ranks, config in {1: {}, 2: TWO_RANKS}.items():
         training = Training(tmp_path_factory.mktemp(f"undisturbed-{ranks}"), **config)
         training.finish()
         finished[ranks] = training
