@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -19,7 +20,7 @@ from tests.cluster.conftest import LONG_TRAINING
 pytestmark = pytest.mark.cluster
 
 Stagecoach = Callable[..., "subprocess.CompletedProcess[str]"]
-TWO_NODES = {
+ON_THE_GPU_NODE = {
     "image_pull_policy": "Never",
     "node_selector": {"kubernetes.io/hostname": "node1"},
     "train_node_selector": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB"},
@@ -82,6 +83,36 @@ def test_a_run_is_seen_cancelled_and_goes_on_from_its_checkpoint(
     assert cluster.exported_weights(store_url) == undisturbed
 
 
+def test_new_data_fetches_no_weights(cluster: Cluster, stagecoach: Stagecoach, store_url: str, tmp_path: Path) -> None:
+    """A nightly run: the same recipe over a prefix of the bucket to which a file was added."""
+    folder = f"{store_url}-chats"
+    recipe = yaml.safe_load((ROOT / "workflows/stagecoach_workflows/recipes/micro.yaml").read_text())
+    recipe["data"]["sources"] = [{"name": "chats", "source": {"kind": "s3", "url": folder}}]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "deployment.yaml").write_text(yaml.safe_dump(ON_THE_GPU_NODE))
+    submit = ["submit", str(tmp_path / "recipe.yaml"), "--deployment", str(tmp_path / "deployment.yaml")]
+    submit += ["--images", str(ROOT / "build/images.lock.json"), "--store", store_url]
+
+    def ran_after_adding(day: str) -> set[str]:
+        cluster.store(folder).put(f"{day}.jsonl", conversations(day))
+        _, name = started(stagecoach(*submit))
+        assert cluster.wait(name) == "Succeeded", cluster.nodes(name)
+        return cluster.ran(name)
+
+    sources = {"download-model", "download-tokenizer", "download-data-chats"}
+    assert ran_after_adding("monday") == sources | {"convert", "shard", "pack", "train", "export"}
+    assert ran_after_adding("tuesday") == {"download-data-chats", "pack", "train", "export"}
+
+
+def conversations(topic: str) -> bytes:
+    """Forty short conversations as JSON lines."""
+    rows = (
+        [{"role": "user", "content": f"{topic}: what is {i} and {i}?"}, {"role": "assistant", "content": f"{2 * i}."}]
+        for i in range(40)
+    )
+    return "".join(json.dumps({"messages": row}) + "\n" for row in rows).encode()
+
+
 def test_a_training_on_two_nodes_is_a_jobset_of_two_pods(
     cluster: Cluster, stagecoach: Stagecoach, store_url: str, tmp_path: Path
 ) -> None:
@@ -89,7 +120,7 @@ def test_a_training_on_two_nodes_is_a_jobset_of_two_pods(
     if "jobsets.jobset.x-k8s.io" not in cluster.kubectl("get", "crd", "-o", "name"):
         pytest.skip("this cluster has no JobSet controller")
     deployment = tmp_path / "deployment.yaml"
-    deployment.write_text(yaml.safe_dump(TWO_NODES))
+    deployment.write_text(yaml.safe_dump(ON_THE_GPU_NODE))
     submit = ["submit", "micro", "--store", store_url, "--deployment", str(deployment)]
     submit += ["--images", str(ROOT / "build/images.lock.json")]
     submit += ["--set", "train.nodes=2", "--set", "train.layout.data_parallel=2"]
@@ -112,7 +143,7 @@ def test_a_cancelled_training_on_two_nodes_leaves_no_jobset(
     if "jobsets.jobset.x-k8s.io" not in cluster.kubectl("get", "crd", "-o", "name"):
         pytest.skip("this cluster has no JobSet controller")
     deployment = tmp_path / "deployment.yaml"
-    deployment.write_text(yaml.safe_dump(TWO_NODES))
+    deployment.write_text(yaml.safe_dump(ON_THE_GPU_NODE))
     submit = ["submit", "micro", "--store", store_url, "--deployment", str(deployment)]
     submit += ["--images", str(ROOT / "build/images.lock.json")]
     submit += ["--set", "train.nodes=2", "--set", "train.layout.data_parallel=2", "--set", "train.steps=100000"]

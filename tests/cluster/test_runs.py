@@ -72,13 +72,6 @@ def test_a_changed_pack_field_runs_pack_train_and_export_only(cluster: Cluster, 
     assert cluster.ran(changed) == {"pack", "train", "export"}
 
 
-def test_new_data_fetches_no_weights(cluster: Cluster, store_url: str) -> None:
-    assert cluster.wait(cluster.submit("micro", store_url)) == "Succeeded"
-    changed = cluster.submit("micro", store_url, set="data.sources.0.rows=48")
-    assert cluster.wait(changed) == "Succeeded"
-    assert cluster.ran(changed) == {"download-data-demo", "pack", "train", "export"}
-
-
 def test_two_submits_at_once_train_once(cluster: Cluster, store_url: str) -> None:
     names = [cluster.submit("micro", store_url) for _ in range(2)]
     assert [cluster.wait(name) for name in names] == ["Succeeded", "Succeeded"]
