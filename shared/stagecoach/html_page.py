@@ -43,7 +43,8 @@ td.bar { width: 40%; min-width: 8rem; }
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; margin: 1.2rem 0; }
 dl div { border: 1px solid var(--line); border-radius: 8px; padding: .6rem .8rem; background: var(--card); }
 dt { color: var(--soft); font-size: .85rem; }
-dd { margin: 0; font-size: 1.2rem; font-variant-numeric: tabular-nums; } dd small { color: var(--soft); font-size: .8rem; display: block; }
+dd { margin: 0; font-size: 1.2rem; font-variant-numeric: tabular-nums; }
+dd small { color: var(--soft); font-size: .8rem; display: block; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.2rem; }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: .7rem .8rem .4rem; background: var(--card); }
 figcaption { margin: 0 0 .4rem; } figcaption b { color: var(--ink); font-weight: 600; margin-right: .6rem; }

@@ -85,7 +85,8 @@ def test_the_gate_compares_with_what_another_run_promoted_meanwhile(
     """The first put comes late: the decision is made again, against the winner."""
     offered_to(store, tmp_path, made(store, tmp_path, "1", 2.0))
     good, better = made(store, tmp_path, "2", 1.9), made(store, tmp_path, "3", 1.0)
-    real, late = store.put_if_absent, []
+    real = store.put_if_absent
+    late: list[str] = []
 
     def put_if_absent(key: str, data: bytes, **options: Any) -> bool:
         if key == numbered(release_prefix("chat"), 2) and not late:
