@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StandIns:
 
 def states(output: str) -> dict[str, str]:
     """The last state of each task in the plain lines of a run."""
-    lines = [line.split(": ", 1) for line in output.splitlines() if ": " in line]
+    lines = [line.split(": ", 1) for line in output.splitlines() if ": " in line and not line.startswith("report: ")]
     return {parts[0]: parts[1].split()[0] for parts in lines if parts[0].islower() and " " not in parts[0]}
 
 
