@@ -19,7 +19,6 @@ import shutil
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distributions, version
@@ -38,6 +37,7 @@ from stagecoach.plan_file import read_plan
 from stagecoach.progress import Progress
 from stagecoach.recipe.base import Section
 from stagecoach.records import write_record
+from stagecoach.redaction import log_to_stderr, show_traceback, without_secrets
 from stagecoach.settings import Settings
 from stagecoach.stages import TASKS, TaskKind
 from stagecoach.storage.base import ObjectStore
@@ -93,12 +93,7 @@ def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
         stage: One of ``stages.STAGES``.
         arguments: Command line without the program's name; None takes the process's own.
     """
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
-        stream=sys.stderr,
-        force=True,
-    )
+    log_to_stderr(logging.INFO, "%(asctime)s %(levelname).1s %(name)s: %(message)s")
     flags = _parser(stage).parse_args(arguments)
     if arguments is None:
         faulthandler.enable()  # a crash in native code leaves every thread's Python stack in the log
@@ -127,7 +122,12 @@ def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
 
 
 def exit_code_of(error: BaseException) -> tuple[int, str]:
-    """Return the exit code and the one sentence for an error; a bug also leaves its traceback in the log."""
+    """Return the exit code and the one sentence for an error, without secrets; a bug also leaves its traceback in the log."""
+    code, sentence = _exit_code_of(error)
+    return code, without_secrets(sentence)
+
+
+def _exit_code_of(error: BaseException) -> tuple[int, str]:
     if isinstance(error, StagecoachError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
@@ -145,7 +145,7 @@ def exit_code_of(error: BaseException) -> tuple[int, str]:
         "AcceleratorError",
     ):  # torch's, which cannot be imported here
         return AcceleratorError.exit_code, f"accelerator: {error}"
-    traceback.print_exception(error)
+    show_traceback(error)
     return 70, f"a bug in Stagecoach: {type(error).__name__}: {error}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,10 @@ from stagecoach.errors import ConfigError
 
 Addressing = Literal["auto", "path", "virtual"]
 Checksums = Literal["when_required", "when_supported"]
+_SECRET_NAME = re.compile(
+    r"(?:SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|CREDENTIALS?|ACCESS_KEY|PRIVATE_KEY)(?:_KEY|_ID)?$", re.IGNORECASE
+)
+_MIN_SECRET = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +116,16 @@ class Settings:
             image_digest=read.text("STAGECOACH_IMAGE_DIGEST"),
             pod_name=read.text("STAGECOACH_POD_NAME", "HOSTNAME"),
         )
+
+
+def secret_values(environ: Mapping[str, str] | None = None) -> list[str]:
+    """Return the values of all variables whose name says that they are secret, longest first, for hiding them in texts.
+
+    Names of files that hold a secret are none themselves; values below six characters would hide ordinary words.
+    """
+    variables = os.environ if environ is None else environ
+    found = {value for name, value in variables.items() if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET}
+    return sorted(found, key=len, reverse=True)
 
 
 def child_environ(**changes: str | None) -> dict[str, str]:

@@ -147,7 +147,9 @@ def _list(source: Source, settings: Settings, list_hub: HubLister, repo_type: Li
         size_bytes, sha256 = len(demo_chat_bytes()), demo_chat_sha256()
         file = ResolvedFile(path=FILE_NAME, size_bytes=size_bytes, sha256=sha256)
         return _Listing(source=source, origin=source.name, paths=[FILE_NAME], identify=lambda path: file)
-    raise ConfigError(f"a model source of kind {source.kind!r}: expected hub, directory, s3 or seed")
+    expected = "hub, directory, s3 or seed" if repo_type == "model" else "hub, directory, s3 or embedded"
+    what = "model" if repo_type == "model" else "data"
+    raise ConfigError(f"a {what} source of kind {source.kind!r}: expected {expected}; correct the source")
 
 
 def directory_root(source: DirectorySource) -> Path:
@@ -178,12 +180,27 @@ def _list_directory(source: DirectorySource) -> _Listing:
 
 
 def _walk(root: Path) -> list[str]:
-    """Return every file below ``root``, hidden ones and hidden folders left out, links to files followed."""
+    """Return every file below ``root``, hidden ones and hidden folders left out.
+
+    A link to a file is followed where it stays inside ``root``, or inside the repository of the Hub's cache that
+    ``root`` is a snapshot of (``models--owner--name/snapshots/<commit>`` links to ``../../blobs``).
+
+    Raises:
+        ConfigError: A link leads elsewhere: a folder that came from others could bring any file of this machine into the store.
+    """
+    inside = root.parents[1] if root.parent.name == "snapshots" and "--" in root.parents[1].name else root
+    allowed = inside.resolve()
     found: list[str] = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS]
-        visible = (Path(folder, name) for name in names if not name.startswith("."))
-        found.extend(path.relative_to(root).as_posix() for path in visible if path.is_file())
+        for path in (Path(folder, name) for name in names if not name.startswith(".")):
+            if path.is_symlink() and not path.resolve().is_relative_to(allowed):
+                raise ConfigError(
+                    f"{path}: expected files, got a link that leads out of {inside}; put a copy of the file in its place,"
+                    " or take it out"
+                )
+            if path.is_file():
+                found.append(path.relative_to(root).as_posix())
     return found
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, ValidationInfo, field_validator
 
 from stagecoach.errors import ConfigError
-from stagecoach.stages import STAGES
+from stagecoach.stages import STAGES, TASKS
 
 IMAGES: tuple[str, ...] = (*STAGES, "pipeline")
 
@@ -109,6 +109,16 @@ class Deployment(_Part):
     keep_days: int = Field(default=7, ge=1)
     """Days after which a finished workflow object is deleted; what it made stays in the store."""
 
+    @field_validator("images", "resources")
+    @classmethod
+    def _known(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """Refuse a misspelt name, which would change nothing and say nothing."""
+        known = IMAGES if info.field_name == "images" else (*TASKS, "plan", "notify")
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"expected names of {', '.join(known)}, got {', '.join(unknown)[:120]}")
+        return values
+
     def image(self, name: str) -> str:
         """Return the whole reference of an image."""
         if name not in IMAGES:
@@ -141,7 +151,7 @@ def load_deployment(file: Path | None, images_file: Path | None = None) -> Deplo
 def _mapping(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{file}: expected a readable YAML or JSON file, got: {str(error).splitlines()[0]}"
         ) from error

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from stagecoach.architectures.registry import ModelSpec
-from stagecoach.errors import DataError
+from stagecoach.errors import ConfigError, DataError
 from stagecoach.outputs import open_input
 from stagecoach.parallel.slicing import RankLayout, check_layout
 from stagecoach.recipe.download import DownloadModelConfig
@@ -50,13 +50,18 @@ def model_spec(
 
 
 def refuse_layout(spec: ModelSpec, recipe: Recipe) -> None:
-    """Return if the recipe's layout fits the model.
+    """Return if what the recipe says about ranks and layers fits the model.
 
     Raises:
-        ConfigError: Heads, layers or widths cannot be divided so.
+        ConfigError: Heads, layers or widths cannot be divided so, or `train.recompute` lists another number of layers.
     """
-    layout = recipe.train.layout
+    layout, recompute = recipe.train.layout, recipe.train.recompute
     check_layout(spec, RankLayout(layout.tensor_parallel, layout.pipeline_parallel, layout.virtual_stages))
+    if isinstance(recompute, tuple) and len(recompute) != spec.num_layers:
+        raise ConfigError(
+            f"train.recompute: expected one mode, or one for each of the model's {spec.num_layers} layers, got a list of"
+            f" {len(recompute)}"
+        )
 
 
 def _read_config(

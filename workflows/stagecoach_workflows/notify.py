@@ -14,7 +14,6 @@ import argparse
 import json
 import logging
 import re
-import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from stagecoach.errors import StagecoachError
 from stagecoach.paths import finished_prefix, task_record_prefix
 from stagecoach.plan_file import Plan, read_plan
 from stagecoach.records import read_numbered, write_numbered
+from stagecoach.redaction import log_to_stderr
 from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
@@ -116,7 +116,7 @@ def tell(folder: Path, end: Ending, commit: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record and tell; always return 0, because a hook that fails would fail the run."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    log_to_stderr(logging.INFO, "%(message)s")
     flags = _parser().parse_args(arguments)
     try:
         settings = Settings.from_environ()

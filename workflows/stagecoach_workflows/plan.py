@@ -14,7 +14,6 @@ import binascii
 import logging
 import platform
 import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from stagecoach.recipe.download import DownloadModelConfig, ResolvedFile
 from stagecoach.recipe.load import read_recipe
 from stagecoach.recipe.recipe import Recipe
 from stagecoach.recipe.source import HubSource
+from stagecoach.redaction import log_to_stderr
 from stagecoach.settings import Settings
 from stagecoach.source_identity import HubListing
 from stagecoach.storage.base import ObjectStore
@@ -212,7 +212,7 @@ class HubLister:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plan a run from the command line and return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    log_to_stderr(logging.INFO, "%(message)s")
     flags = _parser().parse_args(arguments)
     try:
         settings = Settings.from_environ()

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from stagecoach.errors import ConfigError
+from stagecoach.recipe.problems import sentences
 from stagecoach.recipe.recipe import Recipe
 
 _MAX_RECIPE_BYTES = 1024 * 1024
@@ -22,7 +23,8 @@ _Path = tuple[str | int, ...]
 class _Loader(yaml.SafeLoader):
     """YAML whose plain scalars mean what they mean in YAML 1.2: ``1e-5`` is a number, ``no`` and ``1:30`` are text.
 
-    Aliases are refused: a recipe needs none, and a few lines of them can stand for billions of values.
+    Aliases are refused: a recipe needs none, and a few lines of them can stand for billions of values. So is every tag
+    that stands for something else than a text, a number, a list or a mapping.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -32,6 +34,11 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rsplit(":", 1)[-1] in ("bool", "int", "float", "null", "str", "seq", "map")
+}
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
@@ -63,8 +70,7 @@ def read_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [_sentence(problem, lines, origin) for problem in error.errors()]
-        raise ConfigError("\n".join(problems)) from error
+        raise ConfigError("\n".join(sentences(error.errors(), values, lines, origin, Recipe))) from error
 
 
 def recipe_json(recipe: Recipe) -> str:
@@ -75,8 +81,9 @@ def recipe_json(recipe: Recipe) -> str:
 def _parse(text: str, origin: str) -> tuple[dict[str, Any], dict[_Path, str]]:
     if len(text.encode("utf-8", "replace")) > _MAX_RECIPE_BYTES:
         raise ConfigError(f"{origin}: expected a recipe of at most 1 MiB, got more")
-    loader = _Loader(text)
+    loader: _Loader | None = None
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         if not isinstance(root, yaml.MappingNode):
             found = "nothing" if root is None else type(root).__name__.removesuffix("Node").lower()
@@ -92,12 +99,13 @@ def _parse(text: str, origin: str) -> tuple[dict[str, Any], dict[_Path, str]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{origin}:{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:  # KeyError: `!!bool x`
         raise ConfigError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _walk(node: yaml.Node, path: _Path) -> Iterator[tuple[_Path, yaml.Node]]:
@@ -141,7 +149,7 @@ def _apply(values: dict[str, Any], lines: dict[_Path, str], override: str) -> No
 def _value(text: str, dotted: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
         raise ConfigError(f"--set {dotted}: not valid YAML: {text[:80]!r}") from error
 
 
@@ -156,28 +164,6 @@ def _check_known(path: _Path, dotted: str) -> None:
             hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(model.model_fields)}"
             raise ConfigError(f"--set {dotted}: there is no field {part!r}{hint}")
         model = model.model_fields[str(part)].annotation
-
-
-def _sentence(problem: Any, lines: dict[_Path, str], origin: str) -> str:
-    path: _Path = tuple(problem["loc"])
-    where = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), origin)
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        return f"{where}: {_dotted(path)}: unknown field{_near(path)}"
-    if problem["type"] == "missing":
-        return f"{where}: {_dotted(path)}: missing; it has no default"
-    if problem["type"] == "value_error":
-        return f"{where}: {_dotted(path) or 'recipe'}: {message}"
-    return f"{where}: {_dotted(path)}: {message[:1].lower()}{message[1:]}, got {str(problem.get('input'))[:80]!r}"
-
-
-def _near(path: _Path) -> str:
-    model: Any = Recipe
-    for part in path[:-1]:
-        fields = getattr(model, "model_fields", {})
-        model = fields[part].annotation if part in fields else None
-    near = difflib.get_close_matches(str(path[-1]), getattr(model, "model_fields", {}), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _dotted(path: _Path) -> str:

@@ -17,10 +17,11 @@ from pydantic import Field, field_validator
 from stagecoach.paths import validate_name
 from stagecoach.recipe.base import Section, placement, result
 from stagecoach.recipe.seed import SeedModel
+from stagecoach.redaction import without_secrets
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9_][\w.-]{0,95})?")
 _EXPORT = re.compile(r"exports/[a-z0-9._-]+/")
-_S3_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[^\x00-\x1f]*)?")
+_S3_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[^\x00-\x1f?]*)?")
 
 
 class HubSource(Section):
@@ -72,7 +73,7 @@ class S3Source(Section):
     @classmethod
     def _valid_url(cls, url: str) -> str:
         if not _S3_URL.fullmatch(url):
-            raise ValueError(f"expected an address such as s3://bucket/prefix, got {url[:200]!r}")
+            raise ValueError(f"expected an address such as s3://bucket/prefix, got {without_secrets(url[:200])!r}")
         return url
 
 

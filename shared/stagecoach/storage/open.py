@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from stagecoach.errors import ConfigError
+from stagecoach.redaction import without_secrets
 from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore, validate_key
 from stagecoach.storage.local import LocalStore
@@ -36,19 +37,29 @@ def open_store(url: str, settings: Settings) -> ObjectStore:
     if "://" not in url:
         if not url.strip():
             raise ConfigError(f"store: expected {_FORMS}, got an empty text; give --store")
-        return LocalStore(Path(url))
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", url):
+            raise ConfigError(
+                f"store: expected {_FORMS}, got {without_secrets(url)!r}; write two slashes behind the colon"
+            )
+        return _directory(Path(url))
     scheme = url.split("://", 1)[0].lower()
     if scheme == "memory":
         return shared_memory_store(url.split("://", 1)[1])
     if scheme == "file":
-        return LocalStore(_file_path(url))
+        return _directory(_file_path(url))
     if scheme == "s3":
         bucket, prefix = split_s3_url(url)
         # boto3 takes a quarter of a second to import, which a directory store must not cost
         from stagecoach.storage.s3 import S3Options, S3Store
 
         return S3Store(bucket, prefix, S3Options.from_settings(settings))
-    raise ConfigError(f"store: expected {_FORMS}, got {_without_credentials(url)!r}")
+    raise ConfigError(f"store: expected {_FORMS}, got {without_secrets(url)!r}")
+
+
+def _directory(path: Path) -> LocalStore:
+    if path.expanduser().exists() and not path.expanduser().is_dir():
+        raise ConfigError(f"store: expected a directory, {path} is a file; choose another --store")
+    return LocalStore(path)
 
 
 def split_s3_url(url: str) -> tuple[str, str]:
@@ -61,8 +72,12 @@ def split_s3_url(url: str) -> tuple[str, str]:
     prefix = prefix.strip("/")
     if not _BUCKET.fullmatch(bucket):
         raise ConfigError(
-            f"store: expected s3://bucket/prefix, got {_without_credentials(url)!r}; the bucket's name has 2 to 255"
+            f"store: expected s3://bucket/prefix, got {without_secrets(url)!r}; the bucket's name has 2 to 255"
             " letters, digits, '.', '_', '-' (credentials belong into the environment)"
+        )
+    if "?" in prefix:
+        raise ConfigError(
+            f"store: expected s3://bucket/prefix, got {without_secrets(url)!r}; leave out what begins with '?'"
         )
     if prefix:
         validate_key(prefix)
@@ -74,7 +89,3 @@ def _file_path(url: str) -> Path:
     if parts.netloc not in ("", "localhost") or not parts.path:
         raise ConfigError(f"store: expected file:///absolute/directory, got {url!r}; write three slashes")
     return Path(unquote(parts.path))
-
-
-def _without_credentials(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", url)

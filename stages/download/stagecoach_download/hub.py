@@ -14,6 +14,7 @@ from huggingface_hub import get_session, hf_hub_url
 
 from stagecoach.errors import ConfigError, CorruptObjectError, MissingInputError
 from stagecoach.recipe.download import ResolvedFile
+from stagecoach.redaction import without_secrets
 from stagecoach.settings import Settings
 from stagecoach_download.sources import SourceCut
 
@@ -33,7 +34,7 @@ class HubReader:
         """
         if settings.hub_offline:
             raise ConfigError(f"{repo}: HF_HUB_OFFLINE forbids to ask the Hub; unset it, or use a directory source")
-        self.origin = f"{settings.hub_endpoint or 'https://huggingface.co'}/{repo}@{commit[:12]}"
+        self.origin = without_secrets(f"{settings.hub_endpoint or 'https://huggingface.co'}/{repo}") + f"@{commit[:12]}"
         self._repo = repo
         self._repo_type = repo_type
         self._commit = commit

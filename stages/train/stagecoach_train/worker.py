@@ -26,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from stagecoach.contract import exit_code_of
 from stagecoach.errors import AcceleratorError, InterruptedWithProgress, StagecoachError
+from stagecoach.redaction import log_to_stderr
 from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
@@ -214,11 +215,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
     place = Place.of(settings, flags.listen_descriptor)
     if arguments is None:
         faulthandler.enable()  # a crash in native code leaves every thread's Python stack in the log
-    logging.basicConfig(
-        level=logging.INFO if place.rank == 0 else logging.WARNING,
-        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
-        stream=sys.stderr,
-        force=True,
+    log_to_stderr(
+        logging.INFO if place.rank == 0 else logging.WARNING, "%(asctime)s %(levelname).1s %(name)s: %(message)s"
     )
     _end_with_parent()
     try:

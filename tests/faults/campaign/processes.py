@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stagecoach.contract import stage_main
 
-LIMIT_SECONDS = 240.0
+LIMIT_SECONDS = 600.0  # a training is patient with a store that does not answer for 300 s
 
 
 @dataclass

@@ -31,6 +31,7 @@ def no_hub(source: HubSource, repo_type: Literal["model", "dataset"]) -> HubList
 
 
 def write(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name.replace("__", ".")).write_text(text)
 
@@ -64,6 +65,34 @@ def test_a_single_file_is_a_source_too(tmp_path: Path) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="nowhere: expected a folder or file, found nothing"):
         data_config(source(kind="directory", path=str(tmp_path / "nowhere")), SETTINGS, no_hub)
+
+
+def test_a_link_out_of_a_folder_is_refused(tmp_path: Path) -> None:
+    """A folder that came from others must not bring files of this machine into the store."""
+    write(tmp_path / "outside", secret="x")
+    write(tmp_path / "chat", **{"a.jsonl": "{}\n"})
+    (tmp_path / "chat/b.jsonl").symlink_to(tmp_path / "outside/secret")
+    with pytest.raises(ConfigError, match=r"b\.jsonl: expected files, got a link that leads out of"):
+        data_config(source(kind="directory", path=str(tmp_path / "chat")), SETTINGS, no_hub)
+
+
+def test_a_linked_folder_is_not_entered(tmp_path: Path) -> None:
+    write(tmp_path / "outside", **{"c.jsonl": "{}\n"})
+    write(tmp_path / "chat", **{"a.jsonl": "{}\n"})
+    (tmp_path / "chat/more").symlink_to(tmp_path / "outside")
+    found = data_config(source(kind="directory", path=str(tmp_path / "chat")), SETTINGS, no_hub)
+    assert [file.path for file in found.files] == ["a.jsonl"]
+
+
+def test_links_inside_a_folder_and_inside_a_repository_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
+    repository = tmp_path / "datasets--owner--name"
+    write(repository / "blobs", **{"0123": "{}\n"})
+    snapshot = repository / "snapshots/abc"
+    write(snapshot, **{"a.jsonl": "{}\n"})
+    (snapshot / "b.jsonl").symlink_to("../../blobs/0123")
+    (snapshot / "c.jsonl").symlink_to("a.jsonl")
+    found = data_config(source(kind="directory", path=str(snapshot)), SETTINGS, no_hub)
+    assert [file.path for file in found.files] == ["a.jsonl", "b.jsonl", "c.jsonl"]
 
 
 def test_the_embedded_chat_set_is_one_file() -> None:

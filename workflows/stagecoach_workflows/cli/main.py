@@ -7,7 +7,6 @@ traceback.
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 
 import typer
@@ -56,20 +55,23 @@ def app(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED_EXIT_CODE
     except Exception as error:
         if debug:
-            traceback.print_exception(error)
+            from stagecoach.redaction import show_traceback
+
+            show_traceback(error)
         return _report(error, debug=debug)
     return result if isinstance(result, int) else 0
 
 
 def _report(error: Exception, *, debug: bool) -> int:
     from stagecoach.errors import StagecoachError
+    from stagecoach.redaction import show_traceback, without_secrets
 
     if isinstance(error, StagecoachError):
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(without_secrets(f"{error}\n"))
         return error.exit_code
     if not debug:
-        traceback.print_exception(error)
-    sys.stderr.write(f"a bug in Stagecoach: {type(error).__name__}: {error}\n")
+        show_traceback(error)
+    sys.stderr.write(without_secrets(f"a bug in Stagecoach: {type(error).__name__}: {error}\n"))
     return 70
 
 

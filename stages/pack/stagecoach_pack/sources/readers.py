@@ -22,6 +22,11 @@ from stagecoach_pack.sources import strict_json
 
 MAX_ROW_BYTES = 64 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
+_ZSTD_CHUNK_BYTES = 4096
+"""Compressed bytes at a time: zstd makes at most 128 KiB of 4 bytes, so this bounds the memory to 128 MiB."""
+_ALWAYS_BYTES = 64 * 1024 * 1024
+_MAX_GROWTH = 500
+"""A compressed file may become this many times larger, or ``_ALWAYS_BYTES``; chat data grow five- to fiftyfold."""
 _PARQUET_ROWS = 256
 _IGNORED_NAMES = (
     "readme",
@@ -73,7 +78,7 @@ def read_rows(file: DataFile) -> Iterator[Row]:
             yield from _parquet_rows(file, compression)
         else:
             with io.BufferedReader(io.FileIO(file.path), _CHUNK_BYTES) as raw:
-                yield from _json_rows(file, _decompressed(raw, compression))
+                yield from _json_rows(file, _decompressed(raw, compression, file))
     except (EOFError, gzip.BadGzipFile, zlib.error, _BadZstd) as error:
         what = {".gz": "gzip", ".zst": "zstd"}.get(compression, "file")
         raise DataError(
@@ -114,7 +119,7 @@ class _ZstdReader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while not self._plain:
             if not self._compressed:
-                self._compressed = self._raw.read(_CHUNK_BYTES)
+                self._compressed = self._raw.read(_ZSTD_CHUNK_BYTES)
             if not self._compressed:
                 if self._frame is not None:
                     raise _BadZstd("the last frame is cut")
@@ -137,11 +142,44 @@ class _ZstdReader(io.RawIOBase):
             self._frame = None
 
 
-def _decompressed(raw: _Peekable, compression: str) -> _Peekable:
+class _Limited(io.RawIOBase):
+    """Hands a decompressed stream on until it has become larger than any chat file does."""
+
+    def __init__(self, stream: Any, file: DataFile) -> None:
+        super().__init__()
+        self._stream = stream
+        self._file = file
+        self._left_bytes = _max_plain_bytes(file)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        self._left_bytes -= len(data)
+        if self._left_bytes < 0:
+            raise _bomb(self._file)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _max_plain_bytes(file: DataFile) -> int:
+    """Return how large the content of a compressed file may be."""
+    return max(_ALWAYS_BYTES, _MAX_GROWTH * file.path.stat().st_size)
+
+
+def _bomb(file: DataFile) -> DataError:
+    return DataError(
+        f"{file.name}: expected compressed chat data, got a file that becomes more than {_MAX_GROWTH} times larger;"
+        " take it out of the source, or decompress it yourself if you trust it"
+    )
+
+
+def _decompressed(raw: _Peekable, compression: str, file: DataFile) -> _Peekable:
     if compression == ".gz":
-        return gzip.GzipFile(fileobj=cast(BinaryIO, raw))
+        return io.BufferedReader(_Limited(gzip.GzipFile(fileobj=cast(BinaryIO, raw)), file), _CHUNK_BYTES)
     if compression == ".zst":
-        return io.BufferedReader(_ZstdReader(raw), _CHUNK_BYTES)
+        return io.BufferedReader(_Limited(io.BufferedReader(_ZstdReader(raw), _CHUNK_BYTES), file), _CHUNK_BYTES)
     return raw
 
 
@@ -180,14 +218,14 @@ def _line_rows(stream: _Peekable) -> Iterator[Row]:
 
 
 def _decode(line: bytes) -> Any | RowProblem:
+    row = line.rstrip(b"\r\n")
     try:
-        return strict_json.loads(line.decode("utf-8"))
+        return strict_json.loads(row.decode("utf-8"))
     except UnicodeDecodeError as error:
         return RowProblem("invalid UTF-8", "", "UTF-8 text", f"byte {error.object[error.start]:#04x} at {error.start}")
     except ValueError as error:
-        return RowProblem(
-            "invalid JSON", "", f"one JSON value ({str(error)[:120]})", line[:60].decode("utf-8", "replace")
-        )
+        expected = f"one JSON value ({strict_json.reason(error)})"
+        return RowProblem("invalid JSON", "", expected, row[:60].decode("utf-8", "replace"))
 
 
 def _array_rows(file: DataFile, stream: _Peekable) -> Iterator[Row]:
@@ -289,10 +327,11 @@ class _Window:
             return RowProblem("invalid JSON", "", "one JSON value", str(error)), end
 
     def _damaged(self, number: int, error: Exception) -> DataError:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:120]
+        reason = strict_json.reason(error, self.position) if isinstance(error, ValueError) else "nested too deeply"
+        found = self._text[self.position : self.position + 60]
         return DataError(
-            f"{self._file.name}: row {number}: expected a JSON value of at most {MAX_ROW_BYTES} bytes, got"
-            f" {reason}; rows behind it cannot be found"
+            f"{self._file.name}: row {number}: expected a JSON value of at most {MAX_ROW_BYTES} bytes, found {found!r}"
+            f" ({reason}); rows behind it cannot be found"
         )
 
 
@@ -303,10 +342,13 @@ def _parquet_rows(file: DataFile, compression: str) -> Iterator[Row]:
     source: Any = file.path
     if compression:
         with io.BufferedReader(io.FileIO(file.path)) as raw:
-            source = pa.BufferReader(_decompressed(raw, compression).read())
+            source = pa.BufferReader(_decompressed(raw, compression, file).read())
     number = 0
     try:
         with parquet.ParquetFile(source) as table:
+            groups = (table.metadata.row_group(index) for index in range(table.num_row_groups))
+            if sum(group.total_byte_size for group in groups) > _max_plain_bytes(file):
+                raise _bomb(file)
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
                 for value in cast(Iterable[Any], batch.to_pylist()):
                     number += 1

@@ -49,12 +49,19 @@ def test_an_s3_address_names_bucket_and_prefix() -> None:
 @pytest.mark.parametrize(
     "address",
     ["", " ", "http://x/y", "gs://bucket", "s3:///prefix", "s3://b", "s3://key:secret@bucket/p", "s3://bucket/../x",
-     "s3://bucket/a//b", "file://host/path", "file://", "s3://bu cket"],
+     "s3://bucket/a//b", "file://host/path", "file://", "s3://bu cket", "s3:/bucket", "file:x", "s3://bucket/x?sig=secret"],
 )  # fmt: skip
 def test_any_other_text_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="expected") as caught:
         open_store(address, Settings())
     assert "secret" not in str(caught.value)
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"")
+    for address in (str(tmp_path / "x"), f"file://{tmp_path}/x"):
+        with pytest.raises(ConfigError, match="is a file"):
+            open_store(address, Settings())
 
 
 def test_a_directory_store_never_imports_boto3(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,79 @@ def test_random_damage_is_a_clear_error_or_bad_rows(tmp_path: Path, damage: str,
 )
 def test_files_that_only_accompany_the_data_are_known(name: str, ignored: bool) -> None:
     assert is_ignored(name) is ignored
+
+
+def _zstd(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=3).compress(data)
+
+
+@pytest.mark.parametrize(("ending", "compress"), [(".gz", gzip.compress), (".zst", _zstd)])
+@pytest.mark.parametrize("content", [b" ", b"["])
+def test_a_bomb_ends_in_one_sentence_and_bounded_memory(
+    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes], content: bytes
+) -> None:
+    """80 MiB of nothing in at most 0.1 MB: more than 500-fold, and read in small bites."""
+    path = tmp_path / "x"
+    path.write_bytes(compress(content * 2**24) * 5)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"becomes more than 500 times larger|nested too deeply"):
+            for _ in read_rows(DataFile(f"chat.jsonl{ending}", path)):
+                pass
+        assert tracemalloc.get_traced_memory()[1] < 300 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_one_bite_of_zstd_stays_small(tmp_path: Path) -> None:
+    """A frame of run-length blocks makes 128 KiB of four bytes; a mebibyte of them at once would be 32 GiB."""
+    path = tmp_path / "x"
+    path.write_bytes(_zstd(b"\0" * 2**29))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="becomes more than 500 times larger"):
+            list(read_rows(DataFile("chat.jsonl.zst", path)))
+        assert tracemalloc.get_traced_memory()[1] < 300 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_parquet_bomb_is_refused_by_its_own_table_of_contents(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    path = tmp_path / "x"
+    column = pa.array([" " * 2**20] * 100)
+    parquet.write_table(pa.table({"text": column}), path, compression="zstd", use_dictionary=False)
+    with pytest.raises(DataError, match="becomes more than 500 times larger"):
+        list(read_rows(DataFile("chat.parquet", path)))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a": ', "a value is missing at character 7"),
+        ('{"a" 1}', "':' is missing at character 6"),
+        ('{"a": 1 "b": 2}', "',' or a closing bracket is missing at character 9"),
+        ('{"a": "x', "a text begins that does not end at character 7"),
+        ("{a: 1}", "a name in double quotes is missing at character 2"),
+        ('{"a": 1} x', "something follows the value at character 10"),
+        ('{"a": "\\x"}', "a text holds an unknown escape at character 8"),
+        ('{"a": NaN}', "NaN is not JSON"),
+        ('{"a": 1, "a": 2}', "the key 'a' is given twice in one object"),
+    ],
+)
+def test_invalid_json_says_what_is_wrong_and_where_in_the_row(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "x"
+    path.write_text(f'{{"a": 1}}\n{text}\n')
+    _, problem = list(read_rows(DataFile("chat.jsonl", path)))[1]
+    assert isinstance(problem, RowProblem)
+    assert problem.expected == f"one JSON value ({words})"
+    assert problem.found == repr(text)
+
+
+def test_invalid_json_in_an_array_counts_characters_from_the_row(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text('[{"a": 1},\n {"a": ]')
+    with pytest.raises(DataError, match=r"row 2: expected a JSON value .* \(a value is missing at character 7\)"):
+        list(read_rows(DataFile("chat.json", path)))
