@@ -205,7 +205,10 @@ def _job_by_hand(store: ObjectStore, stage: str, file: str, settings: Settings) 
         known = ", ".join(name for name, row in TASKS.items() if row.stage == stage)
         raise ConfigError(f"--config {file}: task: expected one of {known}, got {task!r}")
     config = _config(kind, values.get("config", {}), file)
-    inputs = {str(name): str(prefix) for name, prefix in dict(values.get("inputs", {})).items()}
+    given = values.get("inputs", {})
+    if not isinstance(given, dict):
+        raise ConfigError(f"--config {file}: inputs: expected an object of names and folders, got {str(given)[:80]}")
+    inputs = {str(name): str(prefix) for name, prefix in given.items()}
     keys = {
         name: open_input(store, prefix, settings.scratch_dir).manifest.key for name, prefix in sorted(inputs.items())
     }

@@ -86,21 +86,21 @@ class Settings:
             ConfigError: A variable has a value outside its range; the sentence names variable, value and range.
         """
         read = _Reader(os.environ if environ is None else environ)
-        ca_bundle = read.text("STAGECOACH_S3_CA_BUNDLE", "AWS_CA_BUNDLE")
+        ca_bundle = read.file("STAGECOACH_S3_CA_BUNDLE", "AWS_CA_BUNDLE")
         progress_file = read.text("ARGO_PROGRESS_FILE")
         artifacts_dir = read.text("STAGECOACH_ARTIFACTS")
-        scratch = read.text("STAGECOACH_SCRATCH")
+        scratch = read.folder("STAGECOACH_SCRATCH")
         return cls(
-            s3_endpoint_url=read.text("STAGECOACH_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+            s3_endpoint_url=read.address("STAGECOACH_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
             s3_region=read.text("AWS_REGION", "AWS_DEFAULT_REGION"),
             s3_addressing=cast(Addressing, read.one_of("STAGECOACH_S3_ADDRESSING", ("auto", "path", "virtual"))),
             s3_checksums=cast(Checksums, read.one_of("STAGECOACH_S3_CHECKSUMS", ("when_required", "when_supported"))),
-            s3_ca_bundle=Path(ca_bundle) if ca_bundle else None,
+            s3_ca_bundle=ca_bundle,
             s3_sse_kms_key_id=read.text("STAGECOACH_S3_SSE_KMS_KEY_ID"),
             hub_token=read.text("HF_TOKEN"),
-            hub_endpoint=read.text("HF_ENDPOINT"),
+            hub_endpoint=read.address("HF_ENDPOINT"),
             hub_offline=(read.text("HF_HUB_OFFLINE") or "0").lower() in ("1", "true", "yes", "on"),
-            scratch_dir=Path(scratch) if scratch else Path(tempfile.gettempdir()) / "stagecoach",
+            scratch_dir=scratch or Path(tempfile.gettempdir()) / "stagecoach",
             artifacts_dir=Path(artifacts_dir) if artifacts_dir else None,
             progress_file=Path(progress_file) if progress_file else None,
             deadline_iso8601=read.text("ARGO_DEADLINE"),
@@ -146,7 +146,41 @@ class _Reader:
         self._environ = environ
 
     def text(self, *names: str) -> str | None:
-        return next((self._environ[name] for name in names if self._environ.get(name)), None)
+        return self._first(names)[1]
+
+    def _first(self, names: tuple[str, ...]) -> tuple[str, str | None]:
+        name = next((name for name in names if self._environ.get(name)), names[0])
+        return name, self._environ.get(name) or None
+
+    def address(self, *names: str) -> str | None:
+        """Read the base address of a server; credentials do not belong there, they would be in every message."""
+        name, text = self._first(names)
+        if text is None:
+            return None
+        found = re.fullmatch(r"https?://(?P<user>[^/@]*@)?[^/@\s:?#]+(?::\d+)?(?:/[^\s?#]*)?", text)
+        if found is None or found["user"]:
+            shown = re.sub(r"//[^/]*@", "//***@", text)[:200]
+            raise ConfigError(
+                f"environment variable {name}: expected an address such as https://host:8333 without credentials, got"
+                f" {shown!r}; correct it"
+            )
+        return text
+
+    def file(self, *names: str) -> Path | None:
+        """Read the path of a file that must be there."""
+        name, text = self._first(names)
+        if text is not None and not Path(text).is_file():
+            raise ConfigError(
+                f"environment variable {name}: expected a file, found none at {text!r}; unset or correct it"
+            )
+        return Path(text) if text else None
+
+    def folder(self, *names: str) -> Path | None:
+        """Read the path of a folder that is there or can be made."""
+        name, text = self._first(names)
+        if text is not None and Path(text).exists() and not Path(text).is_dir():
+            raise ConfigError(f"environment variable {name}: expected a folder, {text!r} is none; unset or correct it")
+        return Path(text) if text else None
 
     def number(self, *names: str) -> int | None:
         text = self.text(*names)

@@ -41,11 +41,12 @@ def model_spec(
     """
     if model.seed is not None and isinstance(model.source, SeedSource):
         return seed_model(model.source)
-    text = _read_config(model, settings, read_hub, find_store)
     try:
-        values: Mapping[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{_CONFIG} of the model: expected JSON, got: {error}") from error
+        values: Mapping[str, Any] = json.loads(_read_config(model, settings, read_hub, find_store))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{_CONFIG} of the model: expected JSON, got: {error}; download it again") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{_CONFIG} of the model: expected an object, got a {type(values).__name__}; download it again")
     return ModelSpec.from_hf_config(values)
 
 

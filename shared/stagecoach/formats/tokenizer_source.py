@@ -66,6 +66,11 @@ def read_tokenizer_source(folder: Path) -> TokenizerSource:
         tokenizer = load_tokenizer((folder / TOKENIZER_JSON).read_bytes(), str(folder / TOKENIZER_JSON))
     elif model is not None:
         tokenizer = tokenizer_from_sentencepiece(model, _added_texts(config))
+    elif (folder / SENTENCEPIECE_MODEL).is_file():
+        raise DataError(
+            f"{SENTENCEPIECE_MODEL}: expected a SentencePiece model, or a {TOKENIZER_JSON} beside it, got a file of another"
+            " format; download it again, or add the other one"
+        )
     else:
         found = ", ".join(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else "no such folder"
         raise MissingInputError(

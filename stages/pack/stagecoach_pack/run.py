@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from stagecoach.errors import DataError
 from stagecoach.formats.packed import FORMAT, FORMAT_VERSION, PACKED_JSON, token_dtype
 from stagecoach.formats.tokenizer import TOKENIZER_FILES, ChatTokenizer
 from stagecoach.outputs import Input, Output
@@ -123,6 +124,11 @@ def _pack(
     )
     work.run(chosen, documents)
     refuse_bad_rows(config.data, collected)
+    if not np.any(selection.copies[documents.conversations]):
+        raise DataError(
+            f"data: expected conversations to train on, got none: all {int(np.sum(selection.copies > 0))} are longer than"
+            f" pack.pack_tokens = {config.pack.pack_tokens} or hold nothing to train; raise it, or set pack.too_long to split"
+        )
     splits = {
         name: write_split(output, name, *_members(documents, copies), documents, spool, config.pack)
         for name, copies in (("train", selection.copies), ("heldout", selection.held_out.astype(np.int64)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from stagecoach.errors import CorruptObjectError, MissingInputError
+from stagecoach.errors import ConfigError, CorruptObjectError, MissingInputError
 from stagecoach.manifest import Manifest, read_manifest
 from stagecoach.paths import finished_prefix, is_run_id, task_record_prefix
 from stagecoach.plan_file import Plan, read_plan
@@ -59,6 +60,8 @@ def list_runs(store: ObjectStore, limit: int = 50, since: str = "") -> list[RunR
         limit: Most rows to return; the others are not read, so that ten thousand runs cost one listing.
         since: Leave out runs whose id (which begins with UTC time) is below this text.
     """
+    if not re.fullmatch(r"(?:\d{4,8}(?:T\d{0,6}Z?)?)?", since):
+        raise ConfigError(f"--since: expected a UTC time such as 20261125 or 20261125T0130, got {since[:80]!r}")
     run_ids = [run_id for run_id in newest_run_ids(store) if run_id >= since][:limit]
     with ThreadPoolExecutor(_READERS) as pool:
         return [row for row in pool.map(lambda run_id: _row(store, run_id), run_ids) if row is not None]

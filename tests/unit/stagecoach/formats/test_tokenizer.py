@@ -151,7 +151,10 @@ def test_literal_control_strings_stay_text() -> None:
         ({"tokenizer.json": b"{}"}, r"expected a tokenizer\.json of the library tokenizers"),
         ({"tokenizer.json": b"\xff\xfe"}, r"expected a tokenizer\.json"),
         ({"tokenizer.model": b"\n\x05wrong"}, r"expected a SentencePiece model"),
-        ({"tokenizer.model": b"IQ== 0\n"}, r"expected tokenizer\.json or a SentencePiece"),  # a tiktoken file
+        (
+            {"tokenizer.model": b"IQ== 0\n"},
+            r"expected a SentencePiece model, or a tokenizer\.json beside it",
+        ),  # a tiktoken file
         ({"tokenizer_config.json": b"[1]"}, r"expected a JSON object, got list"),
         ({"tokenizer_config.json": b"{"}, r"tokenizer_config\.json: expected JSON"),
     ],
