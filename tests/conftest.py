@@ -42,9 +42,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def micro(tmp_path_factory: pytest.TempPathFactory) -> MicroWork:
     """The micro recipe, run once from end to end and undisturbed; who changes something takes a copy of it."""
     from tests.micro_run import MicroWork
+    from tests.planted_secrets import SECRETS
 
     work = MicroWork(tmp_path_factory.mktemp("micro"))
-    result = work.run()
+    with pytest.MonkeyPatch.context() as environ:
+        for name, value in SECRETS.items():
+            environ.setenv(name, value)
+        result = work.run()
     assert result.returncode == 0, result.stdout + result.stderr
     return work
 

@@ -16,7 +16,7 @@ _PARAMETERS = (
 )
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(://)[^\s/@'\"]+@"), rf"\1{HIDDEN}@"),  # user:password of an address
-    (re.compile(rf"([?&](?:{_PARAMETERS})=)[^&\s'\"<>]+", re.IGNORECASE), rf"\1{HIDDEN}"),
+    (re.compile(rf"([?&;](?:{_PARAMETERS})=)[^&\s'\"<>]+", re.IGNORECASE), rf"\1{HIDDEN}"),
     (re.compile(r"(\b(?:Bearer|Basic)\s+)[A-Za-z0-9._~+/=-]{6,}"), rf"\1{HIDDEN}"),
     (re.compile(r"(\bSignature=)[0-9a-f]{32,}"), rf"\1{HIDDEN}"),
     (re.compile(r"(\bhooks\.slack\.com/)[\w/-]+"), rf"\1{HIDDEN}"),
@@ -48,6 +48,7 @@ def log_to_stderr(level: int, form: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(SafeFormatter(form))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.raiseExceptions = False  # an error while logging would show the line's arguments as they are
 
 
 def show_traceback(error: BaseException) -> None:

@@ -18,6 +18,7 @@ HUB_TOKEN = "hf_" + "aB3" * 11
         ("cannot reach http://user:pass@host:9000/b", "cannot reach http://***@host:9000/b"),
         ("s3://AKIA:sec+ret=@bucket/x", "s3://***@bucket/x"),
         ("GET /b?X-Amz-Signature=0af3&X-Amz-Date=20261125T0130Z", "GET /b?X-Amz-Signature=***&X-Amz-Date=***"),
+        ("<a>?x=1&amp;sig=abc</a>", "<a>?x=1&amp;sig=***</a>"),
         ("https://h/x?token=abc&page=2", "https://h/x?token=***&page=2"),
         ("https://h/x?api_key=abc' failed", "https://h/x?api_key=***' failed"),
         ("https://h/x?Password=abc", "https://h/x?Password=***"),
