@@ -45,7 +45,7 @@ class ModelConfig(Section):
         kind, separator, name = values.partition(":")
         if kind != "release" or not separator:
             raise ValueError(f"expected a section, or release:NAME, got {values[:120]!r}")
-        return {"name": name, "source": {"kind": "release", "name": name}}
+        return {"name": validate_name(name, "release name"), "source": {"kind": "release", "name": name}}
 
     @field_validator("name")
     @classmethod

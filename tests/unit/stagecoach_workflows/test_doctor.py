@@ -25,9 +25,15 @@ def test_a_good_store_passes_every_attempt(kind: str, tmp_path: Path) -> None:
     assert list(store.list("")) == []
 
 
-def test_a_store_that_cannot_be_written_fails_at_put(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_a_store_is_said_before_any_attempt(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("in the way")
     findings = list(examine_store(str(tmp_path / "store"), Settings()))
+    assert [(finding.what, finding.ok) for finding in findings] == [("store", False)]
+
+
+def test_a_store_that_cannot_be_written_fails_at_put(tmp_path: Path) -> None:
+    (tmp_path / "doctor").write_text("in the way of the folder that the attempts go to")
+    findings = list(examine_store(str(tmp_path), Settings()))
     assert [(finding.what, finding.ok) for finding in findings] == [("store: put", False)]
 
 
