@@ -101,8 +101,8 @@ class FaultyStore:
     def put_if_absent(self, key: str, data: bytes, *, content_type: str = DEFAULT_CONTENT_TYPE) -> bool:
         return self._do("put_if_absent", key, lambda: self.inner.put_if_absent(key, data, content_type=content_type))
 
-    def put_file(self, key: str, path: Path) -> None:
-        self._do("put_file", key, lambda: self.inner.put_file(key, path))
+    def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
+        self._do("put_file", key, lambda: self.inner.put_file(key, path, final=final))
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in [*keys]:

@@ -147,7 +147,7 @@ class Output:
 
     def _place(self, name: str, path: Path, digests: Digests) -> None:
         key = self._try_prefix + name
-        self.store.put_file(key, path)
+        self.store.put_file(key, path, final=True)
         self._objects[name] = digests.entry(key)
 
     def _scratch_path(self, name: str) -> Path:

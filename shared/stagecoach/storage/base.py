@@ -129,8 +129,15 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def put_file(self, key: str, path: Path) -> None:
-        """Store a local file under a key that is new (of a fresh ``try-`` folder); the file is left alone."""
+    def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
+        """Store a local file under a key that is new (of a fresh ``try-`` folder); the file is left alone.
+
+        Args:
+            key: Name of the object.
+            path: The file.
+            final: Nobody will change the file's bytes again, so a store on the same disk may share them instead of
+                copying them.
+        """
         ...
 
     def delete(self, keys: Iterable[str]) -> None:

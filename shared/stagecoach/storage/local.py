@@ -32,6 +32,7 @@ from stagecoach.storage.transfer import DISK_FULL_ERRNOS, new_local_file, write_
 TEMPORARY = ".stagecoach-tmp"
 _COPY_BYTES = 4 * 1024 * 1024
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_LINK = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _NO_OBJECT = (FileNotFoundError, NotADirectoryError)
 
 
@@ -129,7 +130,7 @@ class LocalStore:
                 # over NFS a link that was made can answer "exists" when its first answer was lost; the count tells
                 return os.fstat(descriptor).st_nlink > 1
             except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                if error.errno not in _NO_LINK:
                     raise
                 raise ConfigError(
                     f"{self.url}: a store directory needs a file system with hard links, this one refuses them"
@@ -137,10 +138,12 @@ class LocalStore:
                 ) from error
             return True
 
-    def put_file(self, key: str, path: Path) -> None:
-        """See ``ObjectStore.put_file``."""
+    def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
+        """See ``ObjectStore.put_file``; a final file gets a second name where the file system allows it."""
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            if final and self._linked(key, path, source):
+                return
             with self._errors(key), self._temporary(key) as (temporary, descriptor):
                 _copy(source, descriptor)
                 os.fsync(descriptor)
@@ -216,6 +219,27 @@ class LocalStore:
             os.close(descriptor)
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+    def _linked(self, key: str, path: Path, source: int) -> bool:
+        """Give a whole file a second name as an object, and say whether that was possible."""
+        self._path(key)
+        folder = self.root / TEMPORARY
+        temporary = f"{folder}/{secrets.token_hex(8)}"
+        with self._errors(key):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, temporary, follow_symlinks=False)
+            except OSError as error:
+                if error.errno in (*_NO_LINK, errno.EXDEV):
+                    return False
+                raise
+            try:
+                os.fsync(source)
+                self._place(key, lambda target: os.replace(temporary, target))
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+        return True
 
     def _place(self, key: str, name: Callable[[str], None]) -> None:
         """Give a file its name in a folder that a delete elsewhere may remove at any moment."""

@@ -97,7 +97,7 @@ class MemoryStore:
         with self._lock:
             return self._objects.setdefault(key, entry) is entry
 
-    def put_file(self, key: str, path: Path) -> None:
+    def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
         """See ``ObjectStore.put_file``."""
         self.put(key, path.read_bytes())
 

@@ -259,7 +259,7 @@ class S3Store:
                 policy.sleep(policy.pause_seconds(conflicts))
         raise StoreUnavailable(self.url, key, "conditional puts of this key meet again and again; run again later")
 
-    def put_file(self, key: str, path: Path) -> None:
+    def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
         """See ``ObjectStore.put_file``.
 
         Raises:

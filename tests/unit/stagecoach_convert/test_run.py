@@ -237,12 +237,12 @@ class _FullStore(MemoryStore):
 
     room: int | None = None
 
-    def put_file(self, key: str, path: Path) -> None:
+    def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
         if self.room is not None:
             if self.room == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             self.room -= 1
-        super().put_file(key, path)
+        super().put_file(key, path, final=final)
 
 
 def test_a_disk_that_fills_in_the_middle_leaves_nothing_that_counts(tmp_path: Path) -> None:

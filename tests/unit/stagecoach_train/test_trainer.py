@@ -265,7 +265,7 @@ class TestTrouble:
 
     def test_an_error_while_writing_ends_the_run(self, tmp_path: Path) -> None:
         class Full(MemoryStore):
-            def put_file(self, key: str, path: Path) -> None:
+            def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
                 raise OSError(28, "No space left on device", str(path))
 
         with pytest.raises(OSError, match="No space left"):
@@ -275,11 +275,11 @@ class TestTrouble:
         class Away(MemoryStore):
             times = 2
 
-            def put_file(self, key: str, path: Path) -> None:
+            def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
                 if self.times:
                     self.times -= 1
                     raise StoreUnavailable(self.url, key, "does not answer")
-                super().put_file(key, path)
+                super().put_file(key, path, final=final)
 
         store = Away("away")
         OneRank(store, tmp_path).train(config(save_every_steps=None))

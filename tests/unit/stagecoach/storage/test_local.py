@@ -212,3 +212,24 @@ def test_a_copy_without_help_of_the_kernel_is_the_same(
     monkeypatch.setattr(os, "copy_file_range", fail_with(errno.EXDEV))
     store.put_file("a", tmp_path / "f")
     assert store.get("a") == b"0123456789" * 1000
+
+
+def test_a_final_file_is_shared_and_outlives_its_first_name(store: LocalStore, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"12345")
+    store.put("d/a", b"of an earlier try")
+    store.put_file("d/a", tmp_path / "f", final=True)
+    path = store.local_path("d/a")
+    assert path is not None and path.samefile(tmp_path / "f")
+    (tmp_path / "f").unlink()
+    assert store.get("d/a") == b"12345" and list(store.unfinished()) == []
+
+
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.EPERM])
+def test_a_final_file_that_cannot_be_shared_is_copied(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: int
+) -> None:
+    (tmp_path / "f").write_bytes(b"12345")
+    monkeypatch.setattr(os, "link", fail_with(error))
+    store.put_file("a", tmp_path / "f", final=True)
+    (tmp_path / "f").write_bytes(b"other")
+    assert store.get("a") == b"12345" and list(store.unfinished()) == []
