@@ -28,6 +28,7 @@ from stagecoach_pack.sources.messages import calls_as_text
 _CHECKED_AT_FIRST = 200
 _CHECKED_EVERY = 1000
 _END_LINE = f"{IM_END}\n"
+_END_CHARACTERS = len(IM_END)
 _MARKS = ("\ue0f0", "\ue0f1")
 """Private-use characters that wrap a control string of the content while a foreign template renders it."""
 
@@ -79,10 +80,10 @@ def trained_messages(messages: Sequence[Message], train_on: TrainOn) -> list[boo
         chosen = [index == last for index in range(len(messages))]
     else:
         chosen = [message["role"] == train_on for message in messages]
-    return [
-        bool(message["weight"]) if "weight" in message else default
-        for message, default in zip(messages, chosen, strict=True)
-    ]
+    for index, message in enumerate(messages):
+        if "weight" in message:
+            chosen[index] = bool(message["weight"])
+    return chosen
 
 
 class Renderer:
@@ -113,16 +114,20 @@ class Renderer:
             literal += self._literal_in(contents[0][1], at + len(f"{IM_START}system\n"))
             parts.append(text)
             at += len(text)
+        headers = self._headers
         for role, content in contents:
             if role is None:
                 continue
-            header = self._headers.get(role) or self._headers.setdefault(role, f"{IM_START}{role}\n")
+            if role not in headers:
+                headers[role] = f"{IM_START}{role}\n"
+            header = headers[role]
             begin = at + len(header)
             if may_be_literal:
                 literal += self._literal_in(content, begin)
             parts += (header, content, _END_LINE)
-            at = begin + len(content) + len(_END_LINE)
-            turns.append((begin, at - 1))
+            end = begin + len(content) + _END_CHARACTERS
+            turns.append((begin, end))
+            at = end + 1
         rendered = Rendered("".join(parts), turns, trained_messages(talk.messages, self._train_on), literal)
         self._compare_with_template(talk, rendered.text)
         return rendered

@@ -23,6 +23,9 @@ HASH_BYTES = 16
 MAX_NESTING = 100
 """Levels of calls and tools; far below what recursive readers and templates can stand."""
 _SIDE_BYTES = 8
+_ASCII_SPACE = b"\t\n\v\f\r\x1c\x1d\x1e\x1f"
+_LOWER_AND_SPACE = bytes(32 if code in _ASCII_SPACE else code for code in range(256)).lower()
+"""What ``bytes.translate`` needs to lower ASCII letters and make a blank of every ASCII space in one go."""
 
 
 @dataclass(slots=True)
@@ -65,8 +68,8 @@ class Conversation:
         told = [message for message in self.messages if message["role"] != "system"] or self.messages
         text = " \0 ".join(f"{message['role']} {message['content']}" for message in told)
         calls = [message["tool_calls"] for message in told if "tool_calls" in message]
-        plain = _plain(f"{text} \0 {calls}" if calls else text)
-        return int.from_bytes(hashlib.blake2b(plain.encode("utf-8"), digest_size=_SIDE_BYTES).digest(), "big")
+        plain = plain_text(f"{text} \0 {calls}" if calls else text)
+        return int.from_bytes(hashlib.blake2b(plain, digest_size=_SIDE_BYTES).digest(), "big")
 
 
 def conversation_from_json(data: bytes) -> Conversation:
@@ -91,7 +94,11 @@ def _too_deep(talk: Conversation) -> bool:
     return True
 
 
-def _plain(text: str) -> str:
-    """Return text without what two copies of it may differ in."""
-    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.split())
+def plain_text(text: str) -> bytes:
+    """Return text as UTF-8 without what two copies of it may differ in: case, spacing, the form of a character."""
+    if not text.isascii():
+        return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).encode("utf-8")
+    plain = text.encode("ascii").translate(_LOWER_AND_SPACE)
+    while b"  " in plain:
+        plain = plain.replace(b"  ", b" ")
+    return plain.strip(b" ")

@@ -79,17 +79,20 @@ class Labeller:
         """Label by the places of the ChatML tokens; None if a header's tokens are not the usual ones."""
         starts, ends = np.flatnonzero(ids == self._start), np.flatnonzero(ids == self._end)
         first = len(starts) - len(rendered.turns)  # 1 if tools stand in a system message of their own
-        trained = np.zeros(len(ids), np.bool_)
-        for turn, chosen in enumerate(rendered.trained):
-            if not chosen:
-                continue
-            start, end = int(starts[turn + first]), int(ends[turn + first])
-            header = self._header(roles[turn])
-            begin = start + len(header)
-            if begin > end or not np.array_equal(ids[start:begin], header):
+        chosen = np.flatnonzero(rendered.trained) + first
+        trained_roles = {role for role, is_trained in zip(roles, rendered.trained, strict=True) if is_trained}
+        borders = np.zeros(len(ids) + 1, np.int8)  # 1 where a trained run begins, -1 behind it
+        for role in trained_roles:
+            header = self._header(role)
+            turns = chosen if len(trained_roles) == 1 else chosen[[roles[turn - first] == role for turn in chosen]]
+            begins = starts[turns] + len(header)
+            if (begins > ends[turns]).any() or any(
+                (ids[starts[turns] + place] != token).any() for place, token in enumerate(header.tolist())
+            ):
                 return None
-            trained[begin : end + 1] = True
-        return Labelled(ids, trained, starts[1:])
+            borders[begins] = 1
+            borders[ends[turns] + 1] = -1
+        return Labelled(ids, np.cumsum(borders[:-1], dtype=np.int8).astype(np.bool_), starts[1:])
 
     def _header(self, role: str) -> npt.NDArray[np.int32]:
         if role not in self._headers:
