@@ -84,7 +84,9 @@ class Labeller:
         borders = np.zeros(len(ids) + 1, np.int8)  # 1 where a trained run begins, -1 behind it
         for role in trained_roles:
             header = self._header(role)
-            turns = chosen if len(trained_roles) == 1 else chosen[[roles[turn - first] == role for turn in chosen.tolist()]]
+            turns = (
+                chosen if len(trained_roles) == 1 else chosen[[roles[turn - first] == role for turn in chosen.tolist()]]
+            )
             begins = starts[turns] + len(header)
             if (begins > ends[turns]).any() or any(
                 (ids[starts[turns] + place] != token).any() for place, token in enumerate(header.tolist())
