@@ -56,6 +56,10 @@ $(STAMP):
 run: setup ## Run a recipe on this machine: RECIPE=tiny-cpu, STORE=s3 starts an S3 server for it, ARGS="--set train.seed=2"
 	$(BIN)/stagecoach run $(RECIPE) $(if $(filter tiny-cpu,$(RECIPE)),--answers 10 --require-answers 8) $(if $(STORE),--store $(STORE)) $(ARGS)
 
+.PHONY: shell
+shell: setup ## A shell in a stage's image, as yourself, with this folder and the GPUs: STAGE=train
+	$(BIN)/stagecoach shell --runner docker --stage $(or $(STAGE),train) $(if $(wildcard build/images.lock.json),--images build/images.lock.json) $(ARGS)
+
 .PHONY: check
 check: setup ## Find every error of a recipe before any work: RECIPE=tiny-cpu
 	$(BIN)/stagecoach check $(RECIPE) $(ARGS)
@@ -98,7 +102,7 @@ contracts: setup ## import-linter: who may import whom
 
 .PHONY: test
 test: setup ## Every test that needs no GPU, cluster, Docker or real weights; a skip with any other reason fails
-	$(PYTEST) --strict-skips -n $(WORKERS) --dist loadgroup -m "not real and not gpu and not cluster and not images and not slurm and not slow" tests $(ARGS)
+	$(PYTEST) --strict-skips -n $(WORKERS) --dist loadgroup -m "not real and not gpu and not cluster and not images and not slurm and not serve and not slow" tests $(ARGS)
 
 .PHONY: test-long
 test-long: setup ## What takes longer than make test may: 5,000 conversations a tokenizer against transformers
@@ -139,6 +143,11 @@ test-cluster: setup ## The proofs on the cluster of KUBECONFIG, or of `make clus
 test-slurm: setup ## A real SLURM on this machine, started and stopped: needs root, slurmctld, slurmd, slurm-client and munge
 	$(PYTEST) --strict-skips -m slurm tests/slurm $(ARGS)
 
+.PHONY: test-serve
+test-serve: setup ## An export served over HTTP and asked by the official openai client; the packages go into a folder of their own
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target build/serve --require-hashes -r $(LOCKS)/serve.txt
+	PYTHONPATH=$(CURDIR)/build/serve $(PYTEST) --strict-skips -m serve tests/serve $(ARGS)
+
 ##@ Images and cluster
 
 .PHONY: images
@@ -165,6 +174,7 @@ lock: setup ## Lock the requirements of the development environment and of every
 	  ../../$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --generate-hashes --no-emit-index-url --python-version 3.11 $$name.in -o $$name.txt; done
 	cd $(LOCKS) && for name in real bench; do \
 	  ../../$(BIN)/uv pip compile --quiet --no-deps --generate-hashes --no-emit-index-url --python-version 3.11 $$name.in -o $$name.txt; done
+	cd $(LOCKS) && ../../$(BIN)/uv pip compile --quiet -c dev.txt --override serve.overrides --generate-hashes --no-emit-index-url --python-version 3.11 serve.in -o serve.txt
 	cd $(LOCKS) && for name in $(IMAGES); do \
 	  ../../$(BIN)/uv pip compile --quiet -c dev.txt --generate-hashes --no-emit-index-url --python-version 3.11 $$name.in -o $$name.txt; done
 
