@@ -47,7 +47,9 @@ def serve(
     tensor_parallel: Annotated[
         int | None, typer.Option(min=1, metavar="NUM", help="GPUs of vLLM; as many as fit.", show_default=False)
     ] = None,
-    image: Annotated[str, typer.Option(metavar="IMAGE", help="vLLM's image; a pinned release.", show_default=False)] = "",
+    image: Annotated[
+        str, typer.Option(metavar="IMAGE", help="vLLM's image; a pinned release.", show_default=False)
+    ] = "",
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Send one chat, compare it with transformers' greedy answer, and end.")
     ] = False,
