@@ -316,14 +316,16 @@ def _finish(job: Job, store: ObjectStore, settings: Settings, manifest: Manifest
 
 
 def _leave_artifacts(store: ObjectStore, settings: Settings, manifest: Manifest) -> None:
-    """Copy the small files that people want to see in the workflow engine: the manifest, reports."""
+    """Leave the small files that people want to see in the workflow engine: the manifest, its numbers, reports."""
     folder = settings.artifacts_dir
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    numbers = {"task": manifest.task, "summary": manifest.summary, "timings": manifest.timings}
+    (folder / "metrics.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
     for name, entry in manifest.objects.items():
-        if name in ("report.html", "report.json", "metrics.json"):
+        if name in ("report.html", "report.json"):
             (folder / name).write_bytes(store.get(entry.path))
 
 

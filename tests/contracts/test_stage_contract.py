@@ -185,6 +185,7 @@ def test_small_files_for_the_workflow_engine_are_left_also_when_already_done(
     for _ in range(2):
         assert _main(store) == 0
         assert json.loads((tmp_path / "artifacts/manifest.json").read_text())["key"] == "00ff"
+        assert set(json.loads((tmp_path / "artifacts/metrics.json").read_text())) == {"task", "summary", "timings"}
         (tmp_path / "artifacts/manifest.json").unlink()
 
 

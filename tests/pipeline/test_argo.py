@@ -159,9 +159,19 @@ def test_secrets_are_named_and_only_the_hub_tasks_see_the_token(document: dict[s
 
 
 def test_metrics_are_never_labelled_by_run(document: dict[str, Any]) -> None:
+    def labels(counted: dict[str, Any]) -> set[str]:
+        return {label["key"] for metric in counted["metrics"]["prometheus"] for label in metric["labels"]}
+
     for template in templates(document, "container").values():
-        labels = {label["key"] for metric in template["metrics"]["prometheus"] for label in metric["labels"]}
-        assert labels == {"task", "status"}
+        assert labels(template) == {"task", "status"}
+    assert labels(document["spec"]) == {"recipe", "status"}
+
+
+def test_a_stages_manifest_and_numbers_are_artifacts(document: dict[str, Any]) -> None:
+    for name, template in templates(document, "container").items():
+        if name not in ("plan", "notify"):
+            files = {artifact["path"].rsplit("/", 1)[1] for artifact in template["outputs"]["artifacts"]}
+            assert files >= {"manifest.json", "metrics.json"}
 
 
 def test_names_are_legal(document: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -198,6 +199,18 @@ def test_every_pod_satisfies_pod_security_restricted() -> None:
             assert security["allowPrivilegeEscalation"] is False, name
             assert security["capabilities"] == {"drop": ["ALL"]}, name
             assert security["readOnlyRootFilesystem"] is True, name
+
+
+def test_alerts_look_at_metrics_that_the_templates_define() -> None:
+    """Prometheus says nothing about a name that does not exist: the alert would never fire."""
+    (rule,) = of_kind(ci("everything"), "PrometheusRule").values()
+    alerts = [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
+    asked = set(re.findall(r"argo_workflows_(stagecoach\w+?)_total", str([alert["expr"] for alert in alerts])))
+    template = of_kind(ci("everything"), "WorkflowTemplate")["stagecoach-tiny-cpu"]
+    (runs,) = [m for m in template["spec"]["metrics"]["prometheus"] if "counter" in m]
+    assert asked == {runs["name"]}
+    used = set(re.findall(r"\$labels\.(\w+)", str(alerts))) - {"task"}
+    assert used == {label["key"] for label in runs["labels"]}
 
 
 def test_no_object_holds_a_secret() -> None:

@@ -52,6 +52,7 @@ WITHOUT_MEANING: Mapping[str, frozenset[str]] = {
             "podGC",
             "ttlStrategy",
             "hooks",
+            "metrics",
         }
     ),
     "template": frozenset(

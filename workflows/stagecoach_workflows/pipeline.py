@@ -62,6 +62,7 @@ from stagecoach_workflows.policy import (
 
 ENTRYPOINT = "pipeline"
 _ARTIFACTS = {"plan": ("plan.json",), "pack": ("report.html",), "notify": ("report.html",)}
+_STAGE_ARTIFACTS = ("manifest.json", "metrics.json")
 _RETRY_CAP = "5m"
 _END_JOBSET = "end-jobset"
 
@@ -169,6 +170,7 @@ def _workflow(shape: Shape, recipe_base64: str, deployment: Deployment, name: st
         pod_gc=argo.PodGC(strategy="OnPodSuccess", delete_delay_duration="10m"),
         ttl_strategy=argo.TTLStrategy(seconds_after_completion=deployment.keep_days * 24 * 3600),
         hooks={"exit": argo.LifecycleHook(template="notify")} if deployment.notify else None,
+        metrics=_metrics("run", "recipe", _label(shape.recipe_name), "workflow."),
     )
 
 
@@ -319,7 +321,7 @@ class _Templates:
             timeout=policy.timeout,
             security_context=argo.SecurityContext(**container_security()),
             pod_spec_patch=pod_patch(policy),
-            metrics=_metrics(kind or name),
+            metrics=_metrics("task", "task", kind or name),
             **options,
         )
 
@@ -336,7 +338,7 @@ class _Templates:
         """Small files for people, from a declared volume and as they are, so that Argo copies and packs nothing."""
         if self._deployment.artifact_repository is None:
             return []
-        files = (*(() if kind in ("plan", "notify") else ("manifest.json",)), *_ARTIFACTS.get(kind, ()))
+        files = (*(() if kind in ("plan", "notify") else _STAGE_ARTIFACTS), *_ARTIFACTS.get(kind, ()))
         return [
             S3Artifact(
                 name=file.replace(".", "-"),
@@ -370,21 +372,21 @@ def _volumes(policy: TaskPolicy) -> list[EmptyDirVolume]:
     return volumes
 
 
-def _metrics(kind: str) -> Metrics:
-    """Never labelled by run: Argo keeps a series for each set of labels."""
-    labels = [Label(key="task", value=kind)]
+def _metrics(what: str, by: str, value: str, scope: str = "") -> Metrics:
+    """Count and time runs or tasks; never labelled by run, as Argo keeps a series for each set of labels."""
+    labels = [Label(key=by, value=value)]
     metrics: list[Any] = [
         Counter(
-            name="stagecoach_tasks",
-            help="Tasks that ended, by kind and status",
-            labels=[*labels, Label(key="status", value="{{status}}")],
+            name=f"stagecoach_{what}s",
+            help=f"{what.capitalize()}s that ended, by {by} and status",
+            labels=[*labels, Label(key="status", value=f"{{{{{scope}status}}}}")],
             value="1",
         ),
         Histogram(
-            name="stagecoach_task_seconds",
-            help="Duration of tasks, by kind",
+            name=f"stagecoach_{what}_seconds",
+            help=f"Duration of {what}s, by {by}",
             labels=labels,
-            value="{{duration}}",
+            value=f"{{{{{scope}duration}}}}",
             buckets=[10, 60, 300, 1_800, 3_600, 14_400, 43_200, 172_800],
         ),
     ]
