@@ -83,6 +83,7 @@ def train(
     lr: float = 1e-3,
     empty_tail: bool = True,
     device: str = "cpu",
+    weights_seed: int = 0,
 ) -> tuple[list[float], list[StatePiece], list[float]]:
     """Train on this rank's share of the same global batches; returns losses, state pieces and gradient norms."""
     torch.set_num_threads(1)
@@ -96,7 +97,7 @@ def train(
         else torch.device(device)
     )
     engine = Engine(config, spec, topology, place, num_micro_batches=a_rank, shape=SHAPE)
-    engine.load_weights(reader(initial_weights(spec)))
+    engine.load_weights(reader(initial_weights(spec, weights_seed)))
     losses, norms = [], []
     for step in range(steps):
         everything: list[MicroBatch | None] = [
