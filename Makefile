@@ -205,3 +205,7 @@ bench-pack: setup ## Fill, balance and speed of packing, a million documents too
 .PHONY: bench-tokens
 bench-tokens: setup ## The pack stage against bare tokenizers.encode_batch, and its memory on a million rows
 	$(BIN)/python -m benchmarks.tokens $(ARGS)
+
+.PHONY: bench-cluster
+bench-cluster: setup ## A run on the cluster of `make cluster-up`: seconds of each pod beside its work, and of a run without change
+	tests/cluster/in-cluster.sh $(BIN)/python -m benchmarks.cluster $(ARGS)

@@ -113,18 +113,23 @@ def conversations(topic: str) -> bytes:
     return "".join(json.dumps({"messages": row}) + "\n" for row in rows).encode()
 
 
-def test_a_training_on_two_nodes_is_a_jobset_of_two_pods(
-    cluster: Cluster, stagecoach: Stagecoach, store_url: str, tmp_path: Path
-) -> None:
-    """The recipe is brought by the submitter; its ranks find each other by the names that JobSet gives them."""
+@pytest.fixture
+def submit_on_two_nodes(cluster: Cluster, store_url: str, tmp_path: Path) -> list[str]:
+    """The words of a submission whose training runs on two nodes."""
     if "jobsets.jobset.x-k8s.io" not in cluster.kubectl("get", "crd", "-o", "name"):
         pytest.skip("this cluster has no JobSet controller")
     deployment = tmp_path / "deployment.yaml"
     deployment.write_text(yaml.safe_dump(ON_THE_GPU_NODE))
     submit = ["submit", "micro", "--store", store_url, "--deployment", str(deployment)]
     submit += ["--images", str(ROOT / "build/images.lock.json")]
-    submit += ["--set", "train.nodes=2", "--set", "train.layout.data_parallel=2"]
-    _, name = started(stagecoach(*submit))
+    return [*submit, "--set", "train.nodes=2", "--set", "train.layout.data_parallel=2"]
+
+
+def test_a_training_on_two_nodes_is_a_jobset_of_two_pods(
+    cluster: Cluster, stagecoach: Stagecoach, store_url: str, submit_on_two_nodes: list[str]
+) -> None:
+    """The recipe is brought by the submitter; its ranks find each other by the names that JobSet gives them."""
+    _, name = started(stagecoach(*submit_on_two_nodes))
     labels = "jobset.sigs.k8s.io/replicatedjob-name=train"
 
     def both_run() -> bool | None:
@@ -137,18 +142,21 @@ def test_a_training_on_two_nodes_is_a_jobset_of_two_pods(
     assert len(cluster.exported_weights(store_url)) == 1
 
 
-def test_a_cancelled_training_on_two_nodes_leaves_no_jobset(
-    cluster: Cluster, stagecoach: Stagecoach, store_url: str, tmp_path: Path
+def test_a_training_on_two_nodes_is_found_again_by_a_retry_and_deleted_by_a_cancel(
+    cluster: Cluster, stagecoach: Stagecoach, submit_on_two_nodes: list[str]
 ) -> None:
-    if "jobsets.jobset.x-k8s.io" not in cluster.kubectl("get", "crd", "-o", "name"):
-        pytest.skip("this cluster has no JobSet controller")
-    deployment = tmp_path / "deployment.yaml"
-    deployment.write_text(yaml.safe_dump(ON_THE_GPU_NODE))
-    submit = ["submit", "micro", "--store", store_url, "--deployment", str(deployment)]
-    submit += ["--images", str(ROOT / "build/images.lock.json")]
-    submit += ["--set", "train.nodes=2", "--set", "train.layout.data_parallel=2", "--set", "train.steps=100000"]
-    run, name = started(stagecoach(*submit))
-    cluster.until(lambda: cluster.get("jobsets")["items"] or None, "the JobSet", 300)
+    """The pod that watches the JobSet is lost; the next one finds the same training under the same name."""
+    run, name = started(stagecoach(*submit_on_two_nodes, "--set", "train.steps=100000"))
+    (jobset,) = cluster.until(lambda: cluster.get("jobsets")["items"] or None, "the JobSet", 300)
+    cluster.kubectl("delete", "pod", cluster.running_pod(name, "train"), "--wait=false")
+
+    def watched_again() -> bool | None:
+        phases = [attempt.phase for attempt in cluster.attempts(name, "train")]
+        return (len(phases) == 2 and phases[1] == "Running") or None
+
+    cluster.until(watched_again, "a second pod that watches the JobSet", 300)
+    (found,) = cluster.get("jobsets")["items"]
+    assert found["metadata"]["uid"] == jobset["metadata"]["uid"]
     assert stagecoach("cancel", run).returncode == 0
     assert cluster.wait(name, 300) == "Failed"
     cluster.until(lambda: cluster.get("jobsets")["items"] == [] or None, "the JobSet to be deleted", 120)

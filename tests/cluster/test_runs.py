@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from stagecoach.paths import plan_key
 from tests.cluster.client import Cluster, Object, seconds_between
 from tests.micro_run import TASKS
 
@@ -169,6 +171,10 @@ def test_a_schedule_fires_and_skips_unchanged_work(cluster: Cluster, store_url: 
         cluster.kubectl("delete", "cronworkflow", "every-minute", "--cascade=orphan")
     assert cluster.wait(name) == "Succeeded"
     assert cluster.ran(name) == set()
+    due = int(name.rsplit("-", 1)[1])
+    assert due % 60 == 0
+    run = f"{datetime.fromtimestamp(due, UTC):%Y%m%dT%H%M%SZ}-{name}"
+    assert cluster.store(store_url).head(plan_key(run)) is not None
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ set -euo pipefail
 source "$(dirname "$0")/versions.sh"
 namespace=$1
 config=/run/k/controller.kubeconfig
+echo "$ARGO_VERSION" > "$DATA/argo-version"
 
 kubectl get crd workflows.argoproj.io > /dev/null 2>&1 || kubectl create -f "$CACHE/crds/$ARGO_VERSION" > /dev/null
 kubectl wait --for=condition=Established crd --all --timeout=60s > /dev/null

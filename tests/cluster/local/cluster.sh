@@ -51,7 +51,7 @@ stop() {
   for folder in "/sys/fs/cgroup/$cgroup" /sys/fs/cgroup/*/"$cgroup"; do
     [ -d "$folder" ] && find "$folder" -depth -type d -exec rmdir {} \; 2>/dev/null || true
   done
-  rm -rf "$DATA"/*/kubelet "$DATA"/*/podlogs "$DATA/namespaces.pid" "$DATA/state"
+  rm -rf "$DATA"/*/kubelet "$DATA"/*/podlogs "$DATA/namespaces.pid" "$DATA/state" "$DATA/argo-version"
   if [ "${1:-}" = purge ]; then rm -rf "$DATA"; fi
 }
 
