@@ -35,6 +35,7 @@ SETTINGS: dict[str, str] = {
     "train.steps=*a": "--set train.steps: not valid YAML",
     "train.steps.deep=1": "train.steps: expected a whole number, got a section with deep",
     "train.betas.5=0.1": "--set train.betas.5: 5 names no item of a list of 0",
+    f"train.seed={2**63}": f"train.seed: expected a number below {2**63}",
     "train.steps=1e400": "train.steps: expected a finite number, got 'inf'",
     "train.layout.tensor_paralel=2": "--set train.layout.tensor_paralel: there is no field",
 }

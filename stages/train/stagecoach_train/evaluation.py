@@ -21,6 +21,9 @@ from stagecoach_train.ranks import Ranks
 from stagecoach_train.results import EvalResult
 from stagecoach_train.train_state import HeldoutLoss
 
+WORST_LOSS = 1e9
+"""Nats; stands for a loss that is not finite, which JSON cannot say, and can still be drawn and averaged."""
+
 _LARGEST = 1.7976931348623157e308
 
 
@@ -59,7 +62,7 @@ class Evaluation:
 
     Attributes:
         summary: The short form.
-        loss_sums: float64 [num_documents], nats.
+        loss_sums: float64 [num_documents], nats; `WORST_LOSS` where it is not finite.
         num_targets: int64 [num_documents].
     """
 
@@ -135,13 +138,13 @@ class Evaluator:
     def _summarise(self, sums: npt.NDArray[np.float64]) -> Evaluation:
         loss_sums, num_targets, num_correct = sums[0], sums[1].astype(np.int64), sums[2]
         total = int(num_targets.sum())
-        loss = float(loss_sums.sum()) / total if total else 0.0
+        loss = _finite(float(loss_sums.sum()) / total) if total else 0.0
         per_source = {}
         for source in sorted(set(self.documents.sources)):
             mask = np.array([name == source for name in self.documents.sources])
             targets = int(num_targets[mask].sum())
             if targets:
-                per_source[source] = float(loss_sums[mask].sum()) / targets
+                per_source[source] = _finite(float(loss_sums[mask].sum()) / targets)
         summary = HeldoutLoss(
             loss=loss,
             perplexity=math.exp(loss) if loss < 700 else _LARGEST,
@@ -149,4 +152,8 @@ class Evaluator:
             num_targets=total,
             per_source=per_source,
         )
-        return Evaluation(summary, loss_sums, num_targets)
+        return Evaluation(summary, np.nan_to_num(loss_sums, nan=WORST_LOSS, posinf=WORST_LOSS), num_targets)
+
+
+def _finite(loss: float) -> float:
+    return loss if math.isfinite(loss) else WORST_LOSS

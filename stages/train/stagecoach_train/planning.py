@@ -83,7 +83,14 @@ class TrainingPlan:
             f" ({order.epoch_of_step(order.num_steps):.3g} epochs); each data-parallel rank:"
             f" {self.num_micro_batches} micro-batches of {self.shape.num_tokens:,} tokens"
         )
-        return line if self.memory.capacity_bytes is None else f"{line}\n{self.memory.table()}"
+        return "\n".join([line, *self._warnings(), self.memory.table()])
+
+    def _warnings(self) -> list[str]:
+        warmup_steps, num_steps = self.config.warmup_steps_of(self.order.num_steps), self.order.num_steps
+        if warmup_steps < num_steps:
+            return []
+        text = f"warning: the warm-up of {warmup_steps} steps is not shorter than the training of {num_steps}"
+        return [f"{text}; train.schedule never begins"]
 
 
 def _refuse_unknown_ids(spec: ModelSpec, train: PackedSplit) -> None:

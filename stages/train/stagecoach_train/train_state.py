@@ -22,7 +22,7 @@ class HeldoutLoss:
     """What one evaluation found, in short; the per-document numbers are in the metrics stream.
 
     Attributes:
-        loss: Mean cross entropy over all held-out targets, nats.
+        loss: Mean cross entropy over all held-out targets, nats; 1e9 where it is not finite.
         perplexity: exp(loss); the largest float where that overflows.
         accuracy: Share of targets that the greedy choice gets right.
         num_targets: Held-out targets.

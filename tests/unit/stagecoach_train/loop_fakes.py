@@ -72,6 +72,7 @@ class FakeEngine:
     weight: float = 0.0
     num_updates: int = 0
     steps: int = 0
+    heldout_loss: float = 1.0
     seen: list[list[int]] = field(default_factory=list)
 
     def train_step(self, micro_batches: Sequence[MicroBatch | None], num_targets_in_step: int, lr: float) -> StepResult:
@@ -89,7 +90,7 @@ class FakeEngine:
         starts = batch.cu_seqlens
         counts = [int((batch.targets_T[a:b] != IGNORED_TARGET).sum()) for a, b in itertools.pairwise(starts)]
         num = np.array(counts, np.int64)
-        losses = num / (1.0 + self.num_updates)
+        losses = np.array([n * self.heldout_loss / (1.0 + self.num_updates) if n else 0.0 for n in counts])
         return EvalResult(float(losses.sum()), int(num.sum()), 0, losses, num, num * 0)
 
     def greedy(self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,23 @@ class TestCheck:
         caplog.set_level(logging.INFO)
         check(config(), tiny_inputs(MemoryStore("run"), tmp_path))
         assert "8 packs, 2 a step, 6 steps (1.5 epochs); each data-parallel rank: 2 micro-batches" in caplog.text
+
+    def test_shows_the_memory_plan_also_where_nothing_limits_it(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        check(config(), tiny_inputs(MemoryStore("run"), tmp_path))
+        for item in ("weights", "gradients", "moments", "activations", "total"):
+            assert re.search(rf"^{item} .*\d\.\d\d$", caplog.text, re.MULTILINE), item
+        assert "usable" not in caplog.text
+
+    def test_warns_of_a_warmup_that_never_ends(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO)
+        inputs = tiny_inputs(MemoryStore("run"), tmp_path)
+        check(config(warmup_steps=5), inputs)
+        assert "warning" not in caplog.text
+        check(config(warmup_steps=6), inputs)
+        assert "warning: the warm-up of 6 steps is not shorter than the training of 6" in caplog.text
 
     def test_shows_the_memory_plan_of_a_gpu(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)

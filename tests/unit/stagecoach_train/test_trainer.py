@@ -13,7 +13,9 @@ from torch._C._distributed_c10d import HashStore
 from stagecoach.errors import DataError, InterruptedWithProgress, StoreUnavailable
 from stagecoach.formats.checkpoint import CheckpointReader
 from stagecoach.formats.tensor_file import TensorFile
+from stagecoach.manifest import read_manifest
 from stagecoach.metrics_file import read_metrics
+from stagecoach.paths import checkpoint_prefix
 from stagecoach.progress import NO_PROGRESS
 from stagecoach.recipe.train import TrainConfig
 from stagecoach.storage.memory import MemoryStore
@@ -262,6 +264,19 @@ class TestTrouble:
         engine = FakeEngine(not_finite_at=frozenset({1, 2}))
         with pytest.raises(DataError, match=r"gradient of 2 steps was not finite, the last one in step 2 \(packs \d, "):
             OneRank(store, tmp_path, engine=engine).train(config(non_finite_step_budget=1))
+
+    @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+    def test_a_heldout_loss_that_is_not_finite_survives_every_record(
+        self, store: MemoryStore, tmp_path: Path, loss: float
+    ) -> None:
+        state = OneRank(store, tmp_path / "1", engine=FakeEngine(heldout_loss=loss)).train(config())
+        assert {found.loss for found in state.heldout.values()} == {1e9}
+        assert state.heldout[10].per_source == {"a": 1e9, "b": 1e9}
+        manifest = read_manifest(store, checkpoint_prefix(TRAINED, 10, 1))
+        assert manifest is not None
+        assert TrainState.from_json(manifest.summary) == state
+        lines = [line for info in store.list(TRAINED + "metrics/") for line in store.get(info.key).splitlines()]
+        assert not [line for line in lines if b"NaN" in line or b"Infinity" in line]
 
     def test_an_error_while_writing_ends_the_run(self, tmp_path: Path) -> None:
         class Full(MemoryStore):
