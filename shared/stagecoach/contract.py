@@ -38,6 +38,7 @@ from stagecoach.progress import Progress
 from stagecoach.recipe.base import Section
 from stagecoach.records import write_record
 from stagecoach.redaction import log_to_stderr, show_traceback, without_secrets
+from stagecoach.run_log import RunLog, copied_stderr
 from stagecoach.settings import Settings
 from stagecoach.stages import TASKS, TaskKind
 from stagecoach.storage.base import ObjectStore
@@ -93,10 +94,15 @@ def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
         stage: One of ``stages.STAGES``.
         arguments: Command line without the program's name; None takes the process's own.
     """
-    log_to_stderr(logging.INFO, "%(asctime)s %(levelname).1s %(name)s: %(message)s")
     flags = _parser(stage).parse_args(arguments)
     if arguments is None:
         faulthandler.enable()  # a crash in native code leaves every thread's Python stack in the log
+    with copied_stderr() as log:
+        log_to_stderr(logging.INFO, "%(asctime)s %(levelname).1s %(name)s: %(message)s")
+        return _run(stage, flags, log)
+
+
+def _run(stage: str, flags: argparse.Namespace, log: RunLog) -> int:
     job: Job | None = None
     store: ObjectStore | None = None
     try:
@@ -110,7 +116,7 @@ def stage_main(stage: str, arguments: Sequence[str] | None = None) -> int:
         if flags.check:
             _check(job, store, settings)
         else:
-            _do(job, store, settings)
+            _do(job, store, settings, log)
         return 0
     except BaseException as error:
         code, sentence = exit_code_of(error)
@@ -244,7 +250,7 @@ def _check(job: Job, store: ObjectStore, settings: Settings) -> None:
     _log.info("%s: config and inputs are valid", job.task)
 
 
-def _do(job: Job, store: ObjectStore, settings: Settings) -> None:
+def _do(job: Job, store: ObjectStore, settings: Settings, log: RunLog) -> None:
     clock = _Clock()
     done = read_manifest(store, job.output)
     if done is not None:
@@ -253,7 +259,9 @@ def _do(job: Job, store: ObjectStore, settings: Settings) -> None:
         _leave_artifacts(store, settings, done)
         _record(store, job, {"state": "already done", "exit_code": 0})
         return
-    _record(store, job, {"state": "started"})
+    number = _record(store, job, {"state": "started"})
+    if job.run_id is not None and number is not None:
+        log.keep_in(store, job.run_id, job.task, number)
     scratch = settings.scratch_dir / new_try_prefix(f"{job.task}-").rstrip("/")
     try:
         _make(job, store, settings, scratch, clock)
@@ -329,11 +337,12 @@ def _leave_artifacts(store: ObjectStore, settings: Settings, manifest: Manifest)
             (folder / name).write_bytes(store.get(entry.path))
 
 
-def _record(store: ObjectStore, job: Job, values: dict[str, Any]) -> None:
+def _record(store: ObjectStore, job: Job, values: dict[str, Any]) -> int | None:
+    """Write a record of this task and return its number; None where there is no run, or the store does not answer."""
     if job.run_id is None:
-        return
+        return None
     try:
-        write_record(
+        return write_record(
             store,
             job.run_id,
             job.task,
@@ -341,6 +350,7 @@ def _record(store: ObjectStore, job: Job, values: dict[str, Any]) -> None:
         )
     except StagecoachError as error:
         _log.warning("the record of this task was not written: %s", error)
+        return None
 
 
 def _versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ sources/models|tokenizers|datasets/<name>-<key>/    native/ shards/ packed/ trai
     metrics/attempt-0001-000001.jsonl
     latest_checkpointed_iteration.txt
 runs/<run id>/plan.json, <task>/0001.json, finished/0001.json
+runs/<run id>/logs/<task>/0001-000001.txt    what the attempt with that "started" record wrote, in chunks
 releases/<name>/0001.json
 """
 
@@ -77,6 +78,16 @@ def plan_key(run_id: str) -> str:
 def task_record_prefix(run_id: str, task: str) -> str:
     """Return the folder of one task's numbered records in one run."""
     return f"runs/{run_id}/{task}/"
+
+
+def logs_prefix(run_id: str) -> str:
+    """Return the folder of the logs of one run's tasks."""
+    return f"runs/{run_id}/logs/"
+
+
+def log_key(run_id: str, task: str, number: int, chunk: int) -> str:
+    """Return the key of one chunk of what an attempt wrote; ``number`` is that of its "started" record."""
+    return f"{logs_prefix(run_id)}{task}/{number:04d}-{chunk:06d}.txt"
 
 
 def finished_prefix(run_id: str) -> str:

@@ -42,6 +42,8 @@ class Wrapped:
 
         def write(keys: str | Iterable[str], *arguments: Any, **named: Any) -> Any:
             given = keys if isinstance(keys, str) else list(keys)
+            if "/logs/" in given:
+                return method(given, *arguments, **named)  # comes by the clock: a seed would not be a case
             with self._lock:
                 self._number += 1
                 number = self._number

@@ -1,4 +1,4 @@
-"""``stagecoach submit``, ``status``, ``logs`` and ``cancel``: a recipe on a cluster, Kubernetes or SLURM.
+"""``stagecoach submit``, ``status`` and ``cancel``: a recipe on a cluster, Kubernetes or SLURM.
 
 A run that was submitted to SLURM is known by its folder under ``--work``.
 """
@@ -14,7 +14,7 @@ from stagecoach_workflows.cli import options
 
 def register(commands: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (submit, status, logs, cancel):
+    for command in (submit, status, cancel):
         commands.command()(command)
 
 
@@ -87,44 +87,6 @@ def status(
         return follow(cluster, name)
     show_state(cluster.state(name))
     return 0
-
-
-def logs(
-    run: options.RunArgument,
-    task: Annotated[str, typer.Option(metavar="NAME", help="Only this task.", show_default=False)] = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task ends.")] = False,
-    tail: Annotated[
-        int | None, typer.Option(metavar="NUM", help="Only so many last lines of each task.", show_default=False)
-    ] = None,
-    namespace: options.Namespace = "",
-    work: options.Work = options.DEFAULT_WORK,
-) -> None:
-    """Show what the tasks of a run wrote: on Kubernetes the last attempt of each, on SLURM all of them."""
-    from stagecoach.errors import MissingInputError
-    from stagecoach_workflows.cli import slurm
-
-    batch = slurm.submitted_run(work, run)
-    if batch is not None:
-        slurm.logs(batch, task, follow=follow, tail_lines=tail)
-        return
-    from stagecoach_workflows.cluster import Cluster
-
-    cluster = Cluster(namespace)
-    name = cluster.find(run)
-    pods = cluster.pods(name)
-    found = {
-        node.task: pods[node.node_id]
-        for node in cluster.state(name).nodes
-        if node.node_id in pods and task in ("", node.task)
-    }
-    if not found:
-        what = f"task {task}" if task else "any task"
-        raise MissingInputError(
-            f"run {run}: expected a pod of {what}, found none; the pods of finished tasks are deleted"
-        )
-    for one, pod in found.items():
-        for line in cluster.logs(pod, follow=follow, tail_lines=tail):
-            typer.echo(f"{one}: {line}" if len(found) > 1 else line)
 
 
 def cancel(

@@ -12,7 +12,7 @@ import typer
 
 from stagecoach_workflows.cli.main import app, commands
 
-COMMANDS = ["run", "check", "plan", "preview", "data-stats", "render", "submit", "status", "logs", "cancel", "doctor"]
+COMMANDS = ["run", "check", "plan", "preview", "data-stats", "render", "submit", "status", "cancel", "logs", "doctor"]
 
 
 def test_the_commands_are_these() -> None:
