@@ -13,7 +13,7 @@ import pytest
 
 from tests.faults.campaign.cases import KINDS, PAIRS, SCOPES, WHOLE, Case, Result
 from tests.faults.campaign.proxy import Plot
-from tests.faults.campaign.report import BEGIN, END, summary, write_report
+from tests.faults.campaign.report import BEGIN, END, append_result, read_results, summary, write_report
 
 ROOT = Path(__file__).parents[2]
 WHOLE_CAMPAIGN = 5 * len(PAIRS)
@@ -48,14 +48,26 @@ def test_the_table_replaces_itself_only(tmp_path: Path) -> None:
     file = tmp_path / "r.md"
     file.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
     one = Result(
-        seed=1, scope="pack", kind="bit flip", hit=True, first_exit_code=1, attempts=2, seconds=1.0, problem=""
+        seed=1, scope="pack", kind="bit flip", hit=True, first_exit_code=1, attempts=2, seconds=30.0, problem=""
     )
     results = [one, replace(one, seed=2, problem="bad")]
-    write_report(file, results, 60.0)
+    write_report(file, results)
     text = file.read_text(encoding="utf-8")
-    assert text.startswith(f"before\n{BEGIN}\n2 cases, seeds 1 to 2, 1.0 minutes, 1 ended badly")
+    assert text.startswith(
+        f"before\n{BEGIN}\n2 cases, seeds 1 to 2, 1.0 minutes of cases one after the other, 1 ended badly"
+    )
     assert text.endswith(f"{END}\nafter\n")
-    assert "2 / **1 bad**" in summary(results, 1.0)
+    assert "2 / **1 bad**" in summary(results)
+
+
+def test_a_campaign_that_was_cut_goes_on_with_what_had_not_ended_well(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    assert read_results(file) == []
+    good = Result(seed=1, scope="pack", kind="bit flip", hit=True, first_exit_code=1, attempts=2, seconds=1, problem="")
+    for result in (good, replace(good, seed=2, problem="bad"), replace(good, seed=3)):
+        append_result(file, result)
+    file.write_text(file.read_text()[:-20], encoding="utf-8")  # killed while it wrote the last line
+    assert read_results(file) == [good]
 
 
 @pytest.mark.slow

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from tests.faults.campaign import workers
 from tests.faults.campaign.bench import age, damaged_outputs
 from tests.faults.campaign.cases import PAIRS, Result
-from tests.faults.campaign.report import summary, write_report
+from tests.faults.campaign.report import append_result, read_results, summary, write_report, write_results
 from tests.micro_run import MicroWork
 from tests.seaweed import start_seaweed
 
@@ -32,7 +29,24 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     seeds = list(range(flags.seed, flags.seed + flags.cases))
     print(f"{len(seeds)} cases, seeds {seeds[0]} to {seeds[-1]}; one again: --seed SEED --cases 1", flush=True)
-    started = time.monotonic()
+    kept = [result for result in read_results(flags.results) if result.seed in seeds] if flags.resume else []
+    if kept:
+        print(f"{len(kept)} of them ended well before, by {flags.results}", flush=True)
+    write_results(flags.results, kept)
+    results = [*kept, *_run(sorted({*seeds} - {result.seed for result in kept}), flags)]
+    print(summary(results))
+    if flags.report:
+        write_report(flags.report, results)
+    bad = [result for result in results if result.problem]
+    for result in bad:
+        print(f"\nseed {result.seed} ({result.scope}: {result.kind}; {result.note}):\n{result.problem}")
+    return 1 if bad else 0
+
+
+def _run(seeds: list[int], flags: argparse.Namespace) -> list[Result]:
+    """Run these cases; each is a line of the results' file as soon as it has ended."""
+    if not seeds:
+        return []
     with _folder() as folder, start_seaweed(folder / "s3") as s3:
         environ = {**s3.environ(), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         micro = MicroWork(folder / "micro")
@@ -40,20 +54,14 @@ def main() -> int:
         if made.returncode:
             sys.exit(f"the undisturbed run failed: {made.stdout}{made.stderr}")
         age(micro.folder / "store")
-        results = list(_run_all(folder, micro, environ, seeds, flags.workers))
+        results = []
+        for result in _run_all(folder, micro, environ, seeds, flags.workers):
+            append_result(flags.results, result)
+            results.append(result)
         problem = damaged_outputs(micro.store)
         if problem:
             sys.exit(f"a case changed the undisturbed run's own files, which nobody may write to: {problem}")
-    seconds = time.monotonic() - started
-    flags.results.parent.mkdir(parents=True, exist_ok=True)
-    flags.results.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results), encoding="utf-8")
-    print(summary(results, seconds))
-    if flags.report:
-        write_report(flags.report, results, seconds)
-    bad = [result for result in results if result.problem]
-    for result in bad:
-        print(f"\nseed {result.seed} ({result.scope}: {result.kind}; {result.note}):\n{result.problem}")
-    return 1 if bad else 0
+    return results
 
 
 def _flags() -> argparse.Namespace:
@@ -63,6 +71,9 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="cases side by side")
     parser.add_argument("--report", type=Path, help="file that gets the table of a whole run, docs/reliability.md")
     parser.add_argument("--results", type=Path, default=ROOT / "build/faults/results.jsonl", help="a line a case")
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out the cases that ended well by the results' file"
+    )
     return parser.parse_args()
 
 

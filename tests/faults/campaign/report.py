@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +14,34 @@ BEGIN = "<!-- campaign: written by make test-faults -->"
 END = "<!-- end of campaign -->"
 
 
-def summary(results: list[Result], seconds: float) -> str:
+def read_results(file: Path) -> list[Result]:
+    """Return the cases of a results' file that ended well; a line cut off by a kill is none."""
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            result = Result(**json.loads(line))
+        except ValueError:
+            continue
+        if not result.problem:
+            found.append(result)
+    return found
+
+
+def write_results(file: Path, results: list[Result]) -> None:
+    """Let the file hold these, a line each, and nothing else."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("", encoding="utf-8")
+    for result in results:
+        append_result(file, result)
+
+
+def append_result(file: Path, result: Result) -> None:
+    """Add a line."""
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.write(json.dumps(asdict(result)) + "\n")
+
+
+def summary(results: list[Result]) -> str:
     """Return the table as Markdown: a row a kind, a column a scope, cases that ended badly after a slash."""
     counted = Counter((result.kind, result.scope) for result in results)
     bad = Counter((result.kind, result.scope) for result in results if result.problem)
@@ -27,19 +56,20 @@ def summary(results: list[Result], seconds: float) -> str:
     lines.append(f"| **all** | {' | '.join(totals)} | {len(results)} | {sum(hit.values())} |")
     first, last = min(result.seed for result in results), max(result.seed for result in results)
     failed = sum(bool(result.problem) for result in results)
+    minutes = sum(result.seconds for result in results) / 60
     head = (
-        f"{len(results)} cases, seeds {first} to {last}, {seconds / 60:.1f} minutes,"
+        f"{len(results)} cases, seeds {first} to {last}, {minutes:.1f} minutes of cases one after the other,"
         f" {failed or 'none'} ended badly ({datetime.now(UTC):%Y-%m-%d})."
     )
     return f"{head}\n\n" + "\n".join(lines)
 
 
-def write_report(file: Path, results: list[Result], seconds: float) -> None:
+def write_report(file: Path, results: list[Result]) -> None:
     """Put the table between the two marks of a Markdown file."""
     text = file.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    file.write_text(f"{before}{BEGIN}\n{summary(results, seconds)}\n{END}{after}", encoding="utf-8")
+    file.write_text(f"{before}{BEGIN}\n{summary(results)}\n{END}{after}", encoding="utf-8")
 
 
 def _sum(counts: Counter[tuple[str, str]], scope: str) -> int:
