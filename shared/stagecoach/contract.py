@@ -28,7 +28,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from stagecoach import last_words
-from stagecoach.errors import AcceleratorError, ConfigError, StagecoachError, UnavailableError
+from stagecoach.errors import AcceleratorError, ConfigError, StagecoachError
 from stagecoach.keys import content_key
 from stagecoach.manifest import Manifest, read_manifest
 from stagecoach.outputs import Input, Output, open_input
@@ -43,7 +43,7 @@ from stagecoach.settings import Settings
 from stagecoach.stages import TASKS, TaskKind
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
-from stagecoach.storage.transfer import DISK_FULL_ERRNOS
+from stagecoach.system_errors import refusal_of_the_system
 
 _log = logging.getLogger("stagecoach")
 _RECORDED_PACKAGES = (
@@ -140,11 +140,9 @@ def _exit_code_of(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted from the keyboard"
     if isinstance(error, SystemExit):
         return (error.code if isinstance(error.code, int) else 1), "exit was asked for"
-    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
-        return (
-            UnavailableError.exit_code,
-            f"no space left on the disk that holds {error.filename or 'the scratch folder'}; free some and run again",
-        )
+    refusal = refusal_of_the_system(error)
+    if refusal is not None:
+        return refusal.exit_code, str(refusal)
     if type(error).__name__ in (
         "OutOfMemoryError",
         "DistBackendError",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,19 @@ def test_a_store_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for arguments in (("ls",), ("check", "micro"), ("run", "micro", "--run", RUN), ("gc", "--keep", "1")):
         refuse(command(tmp_path, *arguments, "--store", str(tmp_path / "file")), "store: expected a directory")
+
+
+@pytest.mark.parametrize(("name", "place"), [("run", "/sys"), ("run", "file"), ("check", "file")])
+def test_a_work_folder_where_nothing_can_be_written(name: str, place: str, tmp_path: Path) -> None:
+    """``/sys`` lets nobody make a folder, root included."""
+    (tmp_path / "file").write_bytes(b"")
+    place = str(tmp_path / place)  # an absolute place replaces what stands before it
+    refuse(_without_heading(command(tmp_path, name, "micro", "--work", f"{place}/work")), place)
+
+
+def _without_heading(done: Outcome) -> Outcome:
+    """Leave out the line that names the run."""
+    return replace(done, sentences=[line for line in done.sentences if not line.startswith("run ")])
 
 
 def test_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from stagecoach.recipe.download import DownloadModelConfig
 from stagecoach.recipe.recipe import Recipe
 from stagecoach.recipe.source import ExportSource, ReleaseSource
 from stagecoach.settings import Settings
+from stagecoach.storage.local import LocalStore
 from stagecoach.storage.open import open_store
 from stagecoach_workflows.decisions import Candidate, candidates, decide, task_configs
 from stagecoach_workflows.deployment import Deployment
@@ -79,9 +81,17 @@ def _compare_size(expected: int, found: int) -> None:
 
 def _store(url: str, settings: Settings, tasks: Mapping[str, Candidate], recipe: Recipe) -> tuple[str, None]:
     store = open_store(url, settings)
+    if isinstance(store, LocalStore):
+        _refuse_read_only(store)
     plans = decide(store, tasks, recipe)
     to_run = [task for task, plan in plans.items() if plan.decision == "run"]
     return f"store: {store.url} answers; {len(to_run)} of {len(plans)} tasks have something to do", None
+
+
+def _refuse_read_only(store: LocalStore) -> None:
+    folder = next(path for path in (store.root, *store.root.parents) if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"{store.url}: expected a folder that can be written, got {folder}; choose another --store")
 
 
 def _workflow(recipe: Recipe, deployment: Deployment) -> tuple[str, None]:

@@ -65,10 +65,12 @@ def app(arguments: Sequence[str] | None = None) -> int:
 def _report(error: Exception, *, debug: bool) -> int:
     from stagecoach.errors import StagecoachError
     from stagecoach.redaction import show_traceback, without_secrets
+    from stagecoach.system_errors import refusal_of_the_system
 
-    if isinstance(error, StagecoachError):
-        sys.stderr.write(without_secrets(f"{error}\n"))
-        return error.exit_code
+    known = error if isinstance(error, StagecoachError) else refusal_of_the_system(error)
+    if known is not None:
+        sys.stderr.write(without_secrets(f"{known}\n"))
+        return known.exit_code
     if not debug:
         show_traceback(error)
     sys.stderr.write(without_secrets(f"a bug in Stagecoach: {type(error).__name__}: {error}\n"))
