@@ -145,7 +145,7 @@ test-slurm: setup ## A real SLURM on this machine, started and stopped: needs ro
 
 .PHONY: test-serve
 test-serve: setup ## An export served over HTTP and asked by the official openai client; the packages go into a folder of their own
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --target build/serve --require-hashes -r $(LOCKS)/serve.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target build/serve --no-deps --require-hashes -r $(LOCKS)/serve.txt
 	PYTHONPATH=$(CURDIR)/build/serve $(PYTEST) --strict-skips -m serve tests/serve $(ARGS)
 
 ##@ Images and cluster
@@ -195,8 +195,8 @@ bench-store: setup ## The S3 store against s5cmd on a SeaweedFS of its own
 	$(BIN)/python -m benchmarks.bench_store $(ARGS)
 
 .PHONY: bench-models
-bench-models: setup ## convert, shard and export against cp + fsync + sha256
-	$(BIN)/python benchmarks/models.py $(ARGS)
+bench-models: setup ## convert, shard and export against cp + sync + sha256sum, and against the S3 store's own transfers; ARGS=--quick
+	$(BIN)/python -m benchmarks.models $(ARGS)
 
 .PHONY: bench-pack
 bench-pack: setup ## Fill, balance and speed of packing, a million documents too

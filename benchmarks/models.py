@@ -1,165 +1,151 @@
 """How fast convert, shard and export move a model, and how much memory of their own they take.
 
-    python benchmarks/models.py --layers 8 --folder /tmp/bench --result benchmarks/results/models.json
+    make bench-models                                     8 of Mistral-7B's 32 layers (4.0 GB), 3 rounds
+    make bench-models ARGS="--layers 32 --rounds 1 --no-s3"    the whole model (14.5 GB); needs 45 GB of disk
+    .. ARGS=--quick                                       1 layer, 1 round; writes no result, judges nothing
 
-Mistral-7B's shapes with random bf16 weights (8 of 32 layers: 4 GB), a directory store, each stage in a
-process of its own.
-Beside each stage stands what its bytes cost at least: cp of the input to the output's place, fsync, and
-sha256 of both.
-``--peer`` adds transformers' load and save_pretrained. Memory is the peak of RssAnon: mapped files are not
-counted.
+Random bf16 weights; every measurement runs in a fresh process, the two sides of a pair follow each other, the median of
+their ratios counts.
+
+Directory store: ``cp`` of the stage's input to its output's disk, ``sync`` of the copy, ``sha256sum`` of both, against
+the whole stage: it checks its input, writes its output and hashes it. S3 (a SeaweedFS started for each stage): the store's own
+``get_file`` of the input and ``put_file`` of as many bytes, against the stage. Peer, in the same run: transformers' load
+and ``save_pretrained``. Memory is the peak of RssAnon: mapped files are not counted.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
+import platform
 import shutil
+import statistics
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from stagecoach.architectures.hf_names import hub_tensors
-from stagecoach.architectures.registry import ModelSpec
-from stagecoach.formats.hf_model import HUB_METADATA, hub_weight_files
-from stagecoach.formats.tensor_file import BFLOAT16, Array, TensorToWrite, write_tensor_file
-from stagecoach.manifest import Digests
+from benchmarks.floors import judge
+from benchmarks.model_files import PREFIXES, finish, make_source, make_trained, weight_keys
 from stagecoach.outputs import Input, Output, open_input
 from stagecoach.recipe.convert import ConvertConfig
 from stagecoach.recipe.export import ExportConfig
 from stagecoach.recipe.shard import ShardConfig
+from stagecoach.settings import Settings
+from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.local import LocalStore
+from stagecoach.storage.open import open_store
+from stagecoach_workflows.local_s3 import running_s3_server
 
-CONFIG: dict[str, Any] = {
-    "architectures": ["MistralForCausalLM"],
-    "model_type": "mistral",
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "max_position_embeddings": 32768,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 10000.0,
-    "sliding_window": 4096,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 32000,
-}
-PREFIXES = {"model": "sources/models/b-0/", "native": "native/b-0/", "shards": "shards/b-0/", "exports": "exports/b-0/"}
+ROOT = Path(__file__).parents[1]
+RESULT = Path(__file__).with_name("results") / "models.json"
+READS = {"convert": "model", "shard": "native", "export": "trained"}
+"""Stage -> the output whose weights it reads."""
+WRITES = {"convert": "native", "shard": "shards", "export": "exports"}
+INPUTS = {"convert": ("model", "tokenizer"), "shard": ("native",), "export": ("native", "tokenizer", "trained")}
 
 
-def random_bf16(name: str, rows: int, columns: int) -> Iterator[Array]:
-    """Yield rows of finite bf16 bit patterns."""
-    generator = np.random.default_rng(abs(hash(name)) % 2**32)
-    for start in range(0, rows, 1024):
-        size = min(1024, rows - start)
-        bits = generator.integers(0, 2**16, (size, columns), np.uint16)
-        # Without the exponent's highest bit every number is below 2.
-        yield (bits & np.uint16(0xBFFF)).view(BFLOAT16)
+@dataclass(frozen=True)
+class Stage:
+    """One stage as a call that another process can take."""
+
+    name: str
+    store_url: str
+    scratch: Path
+
+    def __call__(self) -> None:
+        """Run it and commit its output."""
+        store = open_store(self.store_url, Settings.from_environ())
+        output = Output(store, PREFIXES[WRITES[self.name]], self.scratch / "out")
+        inputs = {kind: open_input(store, PREFIXES[kind], self.scratch / "in") for kind in INPUTS[self.name]}
+        self._run(inputs, output, store)
+        finish(output)
+
+    def _run(self, inputs: dict[str, Input], output: Output, store: ObjectStore) -> None:
+        if self.name == "convert":
+            from stagecoach_convert.run import run as convert
+
+            convert(ConvertConfig(), inputs, output, store)
+        elif self.name == "shard":
+            from stagecoach_shard.run import run as shard
+
+            shard(ShardConfig(tensor_parallel=4), inputs, output, store)
+        else:
+            from stagecoach_export.run import run as export
+
+            export(ExportConfig(), inputs, output, store)
 
 
-def make_source(store: LocalStore, scratch: Path, layers: int) -> None:
-    """Write the Hub directory and a tokenizer as finished inputs."""
-    spec = ModelSpec.from_hf_config({**CONFIG, "num_hidden_layers": layers})
-    output = Output(store, PREFIXES["model"], scratch)
-    output.write_bytes("config.json", json.dumps({**CONFIG, "num_hidden_layers": layers}).encode())
-    tensors = [
-        TensorToWrite(tensor.name, BFLOAT16, tensor.shape, lambda t=tensor: random_rows(t.name, t.shape))  # type: ignore[misc]
-        for tensor in hub_tensors(spec)
-    ]
-    files, index = hub_weight_files(tensors, 5_000_000_000)
-    for file, mine in files.items():
-        with output.create(file) as stream:
-            write_tensor_file(stream, mine, HUB_METADATA)
-    if index is not None:
-        output.write_bytes("model.safetensors.index.json", index)
-    output.commit(task="t", key="0", name="b", output_version=1)
-    words = {f"w{at}": at for at in range(32000)} | {"<|im_start|>": 32000, "<|im_end|>": 32001}
-    tokenizer = Output(store, "sources/tokenizers/b-0/", scratch)
-    tokenizer.write_bytes("tokenizer.json", json.dumps({"model": {"vocab": words}}).encode())
-    tokenizer.write_bytes("tokenizer_config.json", json.dumps({"eos_token": "<|im_end|>"}).encode())
-    tokenizer.commit(task="t", key="0", name="b", output_version=1)
+@dataclass(frozen=True)
+class Copy:
+    """What a stage's bytes cost at least on a directory: cp, sync, and sha256sum of both sides."""
+
+    files: tuple[Path, ...]
+    folder: Path
+
+    def __call__(self) -> None:
+        """Do it, one after the other."""
+        copies = [self.folder / f"{at}.safetensors" for at in range(len(self.files))]
+        for file, copy in zip(self.files, copies, strict=True):
+            subprocess.run(["cp", file, copy], check=True)
+            subprocess.run(["sync", copy], check=True)
+        subprocess.run(["sha256sum", "--binary", *self.files, *copies], check=True, stdout=subprocess.DEVNULL)
 
 
-def random_rows(name: str, shape: tuple[int, ...]) -> Iterator[Array]:
-    """Yield a tensor of one or two dimensions."""
-    for part in random_bf16(name, shape[0], shape[1] if len(shape) == 2 else 1):
-        yield part if len(shape) == 2 else part.reshape(-1)
+@dataclass(frozen=True)
+class Transfer:
+    """What a stage's bytes cost at least on S3: the store's own download of the input, and upload of as many bytes."""
+
+    store_url: str
+    keys: tuple[str, ...]
+    folder: Path
+
+    def __call__(self) -> None:
+        """Do it, one after the other, as the store's benchmark does."""
+        store = open_store(self.store_url, Settings.from_environ())
+        for at, key in enumerate(self.keys):
+            store.get_file(key, self.folder / str(at))
+        for at in range(len(self.keys)):
+            store.put_file(f"transfer/{at}", self.folder / str(at))
 
 
-def run_stage(stage: str, root: Path) -> None:
-    """Run one stage on the store below ``root``."""
-    store = LocalStore(root / "store")
-    scratch = root / "scratch"
+@dataclass(frozen=True)
+class Peer:
+    """transformers: load the model and save it again."""
 
-    def opened(kind: str) -> Input:
-        return open_input(store, PREFIXES.get(kind, kind), scratch)
+    source: Path
+    target: Path
 
-    if stage == "convert":
-        from stagecoach_convert.run import run as convert
+    def __call__(self) -> None:
+        """Do it."""
+        import transformers
 
-        output = Output(store, PREFIXES["native"], scratch)
-        inputs = {"model": opened("model"), "tokenizer": opened("sources/tokenizers/b-0/")}
-        convert(ConvertConfig(), inputs, output, store)
-    elif stage == "shard":
-        from stagecoach_shard.run import run as shard
-
-        output = Output(store, PREFIXES["shards"], scratch)
-        shard(ShardConfig(tensor_parallel=4), {"native": opened("native")}, output, store)
-    else:
-        from stagecoach_export.run import run as export
-
-        output = Output(store, PREFIXES["exports"], scratch)
-        inputs = {
-            "native": opened("native"),
-            "tokenizer": opened("sources/tokenizers/b-0/"),
-            "trained": opened("trained/b-0/"),
-        }
-        export(ExportConfig(), inputs, output, store)
-    output.commit(task="t", key="0", name="b", output_version=1)
-
-
-def make_trained(root: Path) -> None:
-    """Turn the shards into the checkpoint of four ranks, by hard links: shards are checkpoints whose index is
-    computed.
-    """
-    from stagecoach.formats.checkpoint import CheckpointIndex
-    from stagecoach.formats.shards import Shards, shard_file_name, shards_as_pieces
-
-    store = LocalStore(root / "store")
-    shards = open_input(store, PREFIXES["shards"], root / "scratch")
-    found = Shards.from_bytes(shards.read_bytes("shards.json"))
-    entries = shards_as_pieces(found.spec, found.layout, lambda tp, pp: f"rank-{tp:05d}.safetensors")
-    index = CheckpointIndex.build(found.spec, entries).to_bytes()
-    output = Output(store, "trained/b-0/", root / "scratch")
-    key = "trained/b-0/iter_0000001/attempt-0001/index.json"
-    store.put(key, index)
-    digests = Digests()
-    digests.update(index)
-    output.adopt("iter_0000001/index.json", digests.entry(key))
-    for tp, pp in found.layout.ranks:
-        output.adopt(f"iter_0000001/rank-{tp:05d}.safetensors", shards.entry(shard_file_name(found.layout, tp, pp)))
-    output.summary.update({"last": 1, "best": None, "iterations": [1]})
-    output.commit(task="t", key="0", name="b", output_version=1)
+        model = transformers.AutoModelForCausalLM.from_pretrained(self.source, dtype="bfloat16")
+        model.save_pretrained(self.target)
 
 
 def measured(work: Callable[[], None]) -> dict[str, float]:
-    """Run ``work`` in a fresh process; return seconds and its peak of anonymous memory in MiB."""
+    """Run ``work`` in a fresh process, on a disk that has nothing left to write; return seconds and peak MiB.
+
+    ``cpu_seconds`` are those of the process and its children, not of a server.
+    """
+    os.sync()
     context = multiprocessing.get_context("spawn")
-    queue: multiprocessing.Queue[tuple[float, float]] = context.Queue()
+    queue: multiprocessing.Queue[tuple[float, float, float]] = context.Queue()
     process = context.Process(target=_watched, args=(work, queue))
     process.start()
-    seconds, peak = queue.get()
     process.join()
-    return {"seconds": round(seconds, 2), "peak_anonymous_mib": round(peak, 1)}
+    if process.exitcode:
+        raise SystemExit(f"{work} failed")
+    seconds, cpu, peak = queue.get()
+    return {"seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "peak_anonymous_mib": round(peak, 1)}
 
 
 def _watched(work: Callable[[], None], queue: Any) -> None:
@@ -171,14 +157,15 @@ def _watched(work: Callable[[], None], queue: Any) -> None:
         while not done.wait(0.01):
             peak = max(peak, _anonymous_mib())
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     started = time.perf_counter()
     work()
     seconds = time.perf_counter() - started
     done.set()
     thread.join()
-    queue.put((seconds, peak))
+    times = os.times()
+    queue.put((seconds, sum(times[:4]), peak))
 
 
 def _anonymous_mib() -> float:
@@ -188,99 +175,143 @@ def _anonymous_mib() -> float:
     return 0.0
 
 
-class Stage:
-    """One stage as a picklable call."""
-
-    def __init__(self, stage: str, root: Path) -> None:
-        """Name the stage."""
-        self.stage = stage
-        self.root = root
-
-    def __call__(self) -> None:
-        """Run it."""
-        run_stage(self.stage, self.root)
+@contextmanager
+def empty_folder(path: Path) -> Any:
+    """Make a folder for the time of the block."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
 
 
-class Floor:
-    """What the bytes cost at least: copy, fsync, and sha256 of both sides."""
+def pairs(stage: Stage, store: ObjectStore, floor: Callable[[Path], Callable[[], None]], rounds: int) -> dict[str, Any]:
+    """Measure a stage and what its bytes cost at least, ``rounds`` times; the last output of the stage stays.
 
-    def __init__(self, files: list[Path], folder: Path) -> None:
-        """Copy ``files`` to ``folder``."""
-        self.files = files
-        self.folder = folder
-
-    def __call__(self) -> None:
-        """Do it."""
-        self.folder.mkdir(parents=True)
-        for at, file in enumerate(self.files):
-            copy = self.folder / str(at)
-            # As cp does by default on this file system; buffered, so that both sides pass through memory.
-            with open(file, "rb") as source, open(copy, "wb") as target:
-                shutil.copyfileobj(source, target, 4 * 1024 * 1024)
-                target.flush()
-                os.fsync(target.fileno())
-            for side in (file, copy):
-                with open(side, "rb") as stream:
-                    hashlib.file_digest(stream, "sha256")
-        shutil.rmtree(self.folder)
-
-
-class Peer:
-    """transformers: load the model and save it again."""
-
-    def __init__(self, source: Path, target: Path) -> None:
-        """Name both folders."""
-        self.source = source
-        self.target = target
-
-    def __call__(self) -> None:
-        """Do it."""
-        import transformers
-
-        model = transformers.AutoModelForCausalLM.from_pretrained(self.source, dtype="bfloat16")
-        model.save_pretrained(self.target)
+    Args:
+        stage: What is measured.
+        store: Its store, out of which earlier outputs of the stage are deleted.
+        floor: Makes the other side, given an empty folder.
+        rounds: How often.
+    """
+    floors, stages = [], []
+    for number in range(rounds):
+        for side in ("floor", "stage") if number % 2 == 0 else ("stage", "floor"):
+            if side == "floor":
+                with empty_folder(stage.scratch / "floor") as folder:
+                    floors.append(measured(floor(folder)))
+            else:
+                store.delete([info.key for info in store.list(PREFIXES[WRITES[stage.name]])])
+                with empty_folder(stage.scratch / "in"), empty_folder(stage.scratch / "out"):
+                    stages.append(measured(stage))
+    return {
+        "share": round(
+            statistics.median(least["seconds"] / each["seconds"] for least, each in zip(floors, stages, strict=True)), 3
+        ),
+        "seconds": [each["seconds"] for each in stages],
+        "floor_seconds": [each["seconds"] for each in floors],
+        "cpu_seconds": [each["cpu_seconds"] for each in stages],
+        "floor_cpu_seconds": [each["cpu_seconds"] for each in floors],
+        "peak_anonymous_mib": max(each["peak_anonymous_mib"] for each in stages),
+    }
 
 
-def weight_files(root: Path, kind: str) -> list[Path]:
-    """Return the safetensors files of one output."""
-    found = open_input(LocalStore(root / "store"), PREFIXES.get(kind, kind), root / "scratch")
-    paths = [found.store.local_path(found.entry(name).path) for name in found.names() if name.endswith(".safetensors")]
-    return [path for path in paths if path is not None]
+def on_a_directory(root: Path, stage: str, rounds: int) -> dict[str, Any]:
+    """Measure a stage on the directory store."""
+    store = LocalStore(root / "store")
+    files = [store.local_path(key) for key in weight_keys(store, READS[stage], root / "scratch")]
+    floor = [path for path in files if path is not None]
+    return pairs(Stage(stage, store.url, root), store, lambda folder: Copy(tuple(floor), folder), rounds)
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--result", type=Path)
-    parser.add_argument("--peer", action="store_true")
-    options = parser.parse_args()
-    root: Path = options.folder
-    shutil.rmtree(root, ignore_errors=True)
-    make_source(LocalStore(root / "store"), root / "scratch", options.layers)
-    result: dict[str, Any] = {"layers": options.layers, "cpus": os.cpu_count()}
-    result["weights_gb"] = round(sum(path.stat().st_size for path in weight_files(root, "model")) / 1e9, 3)
-    for stage, reads in (("convert", "model"), ("shard", "native"), ("export", "trained/b-0/")):
-        if stage == "export":
-            make_trained(root)
-        floor = measured(Floor(weight_files(root, reads), root / "floor"))
-        found = measured(Stage(stage, root))
-        found["floor_seconds"] = floor["seconds"]
-        found["share_of_floor_speed"] = round(floor["seconds"] / found["seconds"], 2)
-        result[stage] = found
-        print(json.dumps({stage: found}), flush=True)
-    if options.peer:
-        source = root / "hub"
-        source.mkdir()
-        model = open_input(LocalStore(root / "store"), PREFIXES["model"], root / "scratch")
+def on_s3(root: Path, stage: str, rounds: int) -> dict[str, Any]:
+    """Measure a stage on a SeaweedFS that holds a copy of its inputs."""
+    local = LocalStore(root / "store")
+    with empty_folder(root / "server"), running_s3_server(root / "server") as server:
+        os.environ.update(server.environ())
+        url = f"s3://{server.bucket}/b"
+        store = open_store(url, Settings.from_environ())
+        for kind in INPUTS[stage]:
+            found = open_input(local, PREFIXES[kind], root / "scratch")
+            for key in (f"{PREFIXES[kind]}manifest.json", *(found.entry(name).path for name in found.names())):
+                # Of native, only convert's reader needs the weights.
+                if kind == READS[stage] or not key.endswith(".safetensors"):
+                    store.put_file(key, Path(root / "store" / key))
+        keys = tuple(weight_keys(store, READS[stage], root / "scratch"))
+        return pairs(Stage(stage, url, root), store, lambda folder: Transfer(url, keys, folder), rounds)
+
+
+def peer(root: Path) -> dict[str, float]:
+    """Measure transformers on the source."""
+    store = LocalStore(root / "store")
+    model = open_input(store, PREFIXES["model"], root / "scratch")
+    with empty_folder(root / "hub") as source, empty_folder(root / "peer") as target:
         for name in model.names():
             os.link(root / "store" / model.entry(name).path, source / name)
-        result["transformers load + save_pretrained"] = measured(Peer(source, root / "peer"))
-    print(json.dumps(result))
-    if options.result is not None:
-        options.result.write_text(json.dumps(result, indent=1) + "\n")
+        return measured(Peer(source, target))
+
+
+def measure(root: Path, flags: argparse.Namespace) -> dict[str, Any]:
+    """Run everything and return the report."""
+    store, scratch = LocalStore(root / "store"), root / "scratch"
+    make_source(store, scratch, flags.layers)
+    files = weight_keys(store, "model", scratch)
+    report: dict[str, Any] = {
+        "layers": flags.layers,
+        "weights_gb": round(sum((root / "store" / key).stat().st_size for key in files) / 1e9, 3),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    if not flags.no_peer:
+        report["transformers"] = peer(root)
+        print("transformers", report["transformers"], flush=True)
+    for stage in READS:
+        if stage == "export":
+            make_trained(store, scratch)
+        report[stage] = on_a_directory(root, stage, flags.rounds)
+        print(stage, report[stage], flush=True)
+        if not flags.no_s3:
+            report[f"s3_{stage}"] = on_s3(root, stage, flags.rounds)
+            print(f"s3_{stage}", report[f"s3_{stage}"], flush=True)
+        store.delete(weight_keys(store, READS[stage], scratch))
+    report["load_1_5_15_minutes"] = [round(value, 2) for value in os.getloadavg()]
+    return report
+
+
+def one_line(report: dict[str, Any]) -> dict[str, float]:
+    """Return the figures by name: shares of the floor's speed, seconds, and the largest peak of a stage."""
+    stages = {name: each for name, each in report.items() if name.removeprefix("s3_") in READS}
+    line: dict[str, float] = {"weights_gb": report["weights_gb"]}
+    line |= {f"{name}_share": each["share"] for name, each in stages.items()}
+    line |= {f"{name}_seconds": statistics.median(each["seconds"]) for name, each in stages.items()}
+    line["peak_anonymous_mib"] = max(each["peak_anonymous_mib"] for each in stages.values())
+    if "transformers" in report:
+        line |= {f"transformers_{name}": value for name, value in report["transformers"].items()}
+    return line
+
+
+def main() -> int:
+    """Measure, write the result, and return 1 where a floor is not held."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=ROOT / "build/bench-models", help="emptied before and after")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--no-s3", action="store_true")
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    flags = parser.parse_args()
+    if flags.quick:
+        flags.layers, flags.rounds = 1, 1
+    with empty_folder(flags.folder) as root:
+        report = measure(root, flags)
+    if flags.quick:
+        print(" ".join(f"{name}={value}" for name, value in one_line(report).items()))
+        return 0
+    flags.result.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return judge("models", one_line(report), *(() if flags.no_s3 else ("models_s3",)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
