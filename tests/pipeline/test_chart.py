@@ -137,8 +137,39 @@ def test_values_decide_store_images_and_secrets() -> None:
     assert "ephemeral-storage" in by_name["pack"]["container"]["resources"]["limits"]
     secrets = [s["secretRef"]["name"] for s in by_name["plan"]["container"]["envFrom"] if "secretRef" in s]
     assert secrets == ["stagecoach-store", "hub-token"]
-    assert by_name["pack"]["volumes"][-1] == {"name": "store-ca", "configMap": {"name": "corporate-ca"}}
+    assert by_name["pack"]["volumes"][-1] == {"name": "store-ca", "secret": {"secretName": "corporate-ca"}}
     assert template["spec"]["imagePullSecrets"] == [{"name": "registry"}]
+
+
+def test_the_stores_authority_and_key_reach_stages_and_argos_own_artifacts() -> None:
+    """Argo's executor brings the small files to the same store: what a stage needs to know, it needs too."""
+    maps = of_kind(ci("everything"), "ConfigMap")
+    environment = maps["stagecoach-store"]["data"]
+    key = "arn:aws:kms:eu-central-1:123456789012:key/abc"
+    assert environment["STAGECOACH_S3_CA_BUNDLE"] == "/etc/stagecoach/ca/bundle.pem"
+    assert environment["STAGECOACH_S3_SSE_KMS_KEY_ID"] == key
+    assert (environment["HF_ENDPOINT"], environment["AWS_REGION"]) == ("https://hub.example.org", "eu-central-1")
+    s3 = yaml.safe_load(maps["stagecoach-artifacts"]["data"]["default"])["s3"]
+    assert s3["caSecret"] == {"name": "corporate-ca", "key": "bundle.pem"}
+    assert s3["encryptionOptions"] == {"enableEncryption": True, "kmsKeyId": key}
+    assert (s3["endpoint"], s3["insecure"]) == ("minio.example.org:9000", False)
+    assert s3["accessKeySecret"] == {"name": "stagecoach-store", "key": "AWS_ACCESS_KEY_ID"}
+
+
+def test_optional_objects_say_what_the_values_say() -> None:
+    objects = ci("everything")
+    external = of_kind(objects, "ExternalSecret")["stagecoach-store"]["spec"]
+    assert external["secretStoreRef"] == {"kind": "ClusterSecretStore", "name": "vault"}
+    assert external["dataFrom"] == [{"extract": {"key": "teams/ml/stagecoach"}}]
+    assert of_kind(objects, "LocalQueue")["trainings"]["spec"] == {"clusterQueue": "gpus"}
+    (monitor,) = of_kind(objects, "PodMonitor").values()
+    assert monitor["spec"]["selector"]["matchLabels"] == {"app": "workflow-controller"}
+    (trigger,) = of_kind(objects, "Sensor")["stagecoach"]["spec"]["triggers"]
+    submitted = trigger["template"]["argoWorkflow"]["source"]["resource"]
+    assert submitted["spec"] == {"workflowTemplateRef": {"name": "stagecoach-tiny-cpu"}}
+    assert of_kind(objects, "ConfigMap")["stagecoach-semaphores"]["data"] == {"gpu-trainings": "2"}
+    pulled = of_kind(objects, "DaemonSet")["stagecoach-prepull"]["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert pulled.startswith("ghcr.io/stagecoach/stagecoach-train@sha256:")
 
 
 def test_the_exit_hook_reads_the_secret_that_the_values_name() -> None:

@@ -48,8 +48,8 @@
 {{- $_ := set . "secretName" (default .secretName (get $renamed .secretName)) -}}
 {{- end -}}
 {{- end -}}
-{{- with $root.Values.store.caBundle.configMap -}}
-{{- $_ := set $template "volumes" (append (default list $template.volumes) (dict "name" "store-ca" "configMap" (dict "name" .))) -}}
+{{- with $root.Values.store.caBundle.secret -}}
+{{- $_ := set $template "volumes" (append (default list $template.volumes) (dict "name" "store-ca" "secret" (dict "secretName" .))) -}}
 {{- $_ := set $container "volumeMounts" (append (default list $container.volumeMounts) (dict "name" "store-ca" "mountPath" "/etc/stagecoach/ca" "readOnly" true)) -}}
 {{- end -}}
 {{- range $key, $value := $root.Values.labels -}}{{- $_ := set $labels $key $value -}}{{- end -}}
