@@ -1,8 +1,9 @@
 """How fast the S3 store moves bytes, beside s5cmd at its defaults on the same server and the same machine.
 
-    make bench-store                                 2 GiB up and down, 10,000 objects of 4 KiB put and got, 3 rounds
+    make bench-store                                 2 GiB up and down, 10,000 objects of 4 KiB put and got, 3 rounds;
+                                                     then `stagecoach ls` among 10,000 runs, as a whole process
     python -m benchmarks.bench_store --s5cmd PATH    the same, with another s5cmd
-    .. --quick                                       256 MiB, 1,000 objects, 1 round; writes no result, judges nothing
+    .. --quick                                       256 MiB, 1,000 objects and runs, 1 round; writes no result, judges nothing
 
 Starts a SeaweedFS of its own. Each measurement of ours runs in a fresh process, whose peak memory is reported; time
 counts from the opening of the store, without the start of the interpreter. s5cmd counts as a whole process. Rounds
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.floors import judge
+from benchmarks.many_runs import measure_ls
 from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
@@ -185,6 +187,8 @@ def main() -> int:
         with running_s3_server(folder / "server") as server:
             os.environ.update(server.environ())
             figures = measure(str(flags.s5cmd), folder, num_rounds, server.endpoint_url)
+            listing = measure_ls(num_small)
+            print("ls", listing, flush=True)
     if flags.quick:
         return 0
     report: dict[str, Any] = {
@@ -195,9 +199,10 @@ def main() -> int:
         "s5cmd": subprocess.run([flags.s5cmd, "version"], check=True, capture_output=True, text=True).stdout.strip(),
         "load_1_5_15_minutes": [round(value, 2) for value in os.getloadavg()],
         "tasks": figures,
+        "ls": listing,
     }
     RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return judge("store", one_line(figures))
+    return judge("store", one_line(figures) | {"ls_seconds": listing["seconds"]})
 
 
 if __name__ == "__main__":
