@@ -19,7 +19,15 @@ from typing import Any, BinaryIO, cast
 
 from stagecoach import faults
 from stagecoach.errors import CorruptObjectError, MissingInputError, StoreUnavailable
-from stagecoach.manifest import BLOCK_BYTES, Digests, Manifest, ObjectEntry, commit_manifest, read_manifest
+from stagecoach.manifest import (
+    BLOCK_BYTES,
+    BlockDigests,
+    Digests,
+    Manifest,
+    ObjectEntry,
+    commit_manifest,
+    read_manifest,
+)
 from stagecoach.paths import new_try_prefix
 from stagecoach.progress import NO_PROGRESS, Progress
 from stagecoach.storage.base import ObjectStore
@@ -212,8 +220,14 @@ class Input:
         local = self.store.local_path(entry.path)
         if local is not None and entry.block_sha256 and _blocks_are_equal(local, entry):
             return local
+        fetched_by_block = local is None and bool(entry.block_sha256)
+        if fetched_by_block:
+            blocks = BlockDigests()
+            self.store.get_file(entry.path, self._scratch_path(name), on_bytes=blocks.update)
+            if blocks.match(entry):
+                return self._scratch_path(name)
         # bytes that were damaged on their way are right the second time; what is damaged in the store stays so
-        for _ in range(2):
+        for _ in range(1 if fetched_by_block else 2):
             path, found = self._read(name, entry)
             if (found.size_bytes, found.sha256) == (entry.size_bytes, entry.sha256):
                 return path
@@ -237,10 +251,13 @@ class Input:
         if path is not None:
             _read_through(self.store, entry.path, entry.size_bytes, digests)
         else:
-            path = self._scratch / (self.prefix.replace("/", "__") + name.replace("/", "__"))
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path = self._scratch_path(name)
             self.store.get_file(entry.path, path, on_bytes=digests.update)
         return path, digests.entry(entry.path)
+
+    def _scratch_path(self, name: str) -> Path:
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        return self._scratch / (self.prefix.replace("/", "__") + name.replace("/", "__"))
 
 
 def open_input(store: ObjectStore, prefix: str, scratch: Path) -> Input:

@@ -64,6 +64,7 @@ TASKS: dict[str, TaskKind] = {
             name="download-tokenizer",
             stage="download",
             writes="sources/tokenizers",
+            output_version=2,  # add_prefix_space, for llama.cpp
             config=DownloadTokenizerConfig,
             named_after="model",
         ),

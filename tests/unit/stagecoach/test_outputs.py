@@ -92,6 +92,23 @@ def test_damage_on_the_way_is_read_again_and_damage_in_the_store_refused(tmp_pat
                 source.path("a")
 
 
+@pytest.mark.parametrize("data", [b"0123456789", b"01234567"], ids=["a part of a block at the end", "whole blocks"])
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_what_is_fetched_is_checked_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, times: int
+) -> None:
+    monkeypatch.setattr(manifest, "BLOCK_BYTES", 4)
+    inner = MemoryStore("m")
+    _finished(inner, tmp_path, a=data)
+    faults = [Fault(when=lambda call: call.operation == "get_file", change=flip_bit(50), times=times)] if times else []
+    source = open_input(FaultyStore(inner, faults), PREFIX, tmp_path / "in")
+    if times < 2:
+        assert source.read_bytes("a") == data
+    else:
+        with pytest.raises(CorruptObjectError, match=f"expected {len(data)} bytes with sha256"):
+            source.path("a")
+
+
 def test_an_object_that_is_not_listed_is_named(store: ObjectStore, tmp_path: Path) -> None:
     _finished(store, tmp_path, a=b"one")
     with pytest.raises(MissingInputError, match="expected an object 'b', its manifest lists a"):

@@ -10,6 +10,8 @@ import pytest
 
 from stagecoach.errors import DataError, MissingInputError
 from stagecoach.formats.tokenizer import ChatTokenizer, build_final_tokenizer
+from stagecoach.recipe.seed import SeedModel
+from stagecoach_download.seed_model import tokenizer_model
 from tests.unit.stagecoach_pack.chat_tokenizers import (
     FAMILIES,
     SMOLLM2_TEMPLATE,
@@ -52,6 +54,25 @@ def test_the_files_name_a_class_that_never_changes_ids() -> None:
     assert json.loads(final_files("mistral")["special_tokens_map.json"])["bos_token"] == "<s>"
     assert final_files("mistral")["chat_template.jinja"].decode() == config["chat_template"]
     assert final_files("mistral")["tokenizer.model"] == mistral_model_path().read_bytes()
+
+
+@pytest.mark.parametrize(("prefix", "second"), [(True, "▁user"), (False, "user")])
+def test_the_word_boundary_behind_control_tokens_is_told_to_llama_cpp(
+    tmp_path: Path, prefix: bool, second: str
+) -> None:
+    """llama.cpp rebuilds the tokenizer from tokenizer.model and puts the boundary there unless it is told not to."""
+    if prefix:
+        write_source(tmp_path, "mistral")
+    else:
+        (tmp_path / "tokenizer.model").write_bytes(tokenizer_model(SeedModel(seed=1, vocab_size=700)))
+    files = build_final_tokenizer(tmp_path, "chatml")
+    assert json.loads(files["tokenizer_config.json"])["add_prefix_space"] is prefix
+    ids = ChatTokenizer(files, "x").encode("<|im_start|>user").ids.tolist()
+    assert "".join(ChatTokenizer(files, "x").token_of(token_id) for token_id in ids[1:]) == second
+
+
+def test_a_tokenizer_without_a_sentencepiece_file_says_nothing_about_word_boundaries() -> None:
+    assert "add_prefix_space" not in config_of("llama3")
 
 
 @pytest.mark.parametrize(
