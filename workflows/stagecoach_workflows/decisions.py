@@ -22,6 +22,7 @@ from stagecoach.recipe.train import TrainConfig
 from stagecoach.releases import offered, read_releases
 from stagecoach.settings import Settings
 from stagecoach.source_identity import HubLister, data_config, model_config, tokenizer_config
+from stagecoach.stages import TASKS
 from stagecoach.storage.base import ObjectStore
 from stagecoach_workflows.graph import TaskNode, task_nodes
 from stagecoach_workflows.warm_start import MODEL_TASK, TOKENIZER_TASK, warm_configs, without_change
@@ -57,11 +58,8 @@ def task_configs(
         **({} if warm else {MODEL_TASK: model_config(recipe.model.source, settings, list_hub)}),
         **warm,
         **source_configs(recipe, settings, list_hub, store),
-        "convert": recipe.convert,
-        "shard": recipe.shard,
+        **{task: getattr(recipe, task) for task in TASKS if task in Recipe.model_fields},
         "pack": PackTaskConfig(data=recipe.data, pack=recipe.pack),
-        "train": recipe.train,
-        "export": recipe.export,
     }
     return without_change(recipe, configs, store, lambda found: candidates(recipe, found)["export"].output)
 
