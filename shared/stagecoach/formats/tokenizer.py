@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,24 +137,15 @@ def _files(source: TokenizerSource, special: SpecialTokens, adds_bos: bool, temp
         "tokenizer_class": "PreTrainedTokenizerFast",
         **special.by_name(),
     }
-    files: dict[str, bytes] = {}
-    if (source.folder / SENTENCEPIECE_MODEL).is_file():
-        files[SENTENCEPIECE_MODEL] = (source.folder / SENTENCEPIECE_MODEL).read_bytes()
-        # llama.cpp rebuilds the tokenizer from this file, and puts a word boundary behind control tokens unless told
-        config["add_prefix_space"] = _begins_words_after_control_tokens(source.tokenizer)
-    return files | {
+    files = {
         TOKENIZER_JSON: source.tokenizer.to_str(pretty=True).encode("utf-8"),
         TOKENIZER_CONFIG: _json_bytes(config),
         SPECIAL_TOKENS_MAP: _json_bytes(special.by_name()),
         CHAT_TEMPLATE: template.encode("utf-8"),
     }
-
-
-def _begins_words_after_control_tokens(tokenizer: Tokenizer) -> bool:
-    """Say whether text right behind a control token is encoded as if a space stood before it."""
-    control = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special][-1:]
-    tokens = tokenizer.encode("".join([*control, "a"]), add_special_tokens=False).tokens
-    return tokens[len(control)].startswith(("▁", "Ġ"))
+    if (source.folder / SENTENCEPIECE_MODEL).is_file():
+        files[SENTENCEPIECE_MODEL] = (source.folder / SENTENCEPIECE_MODEL).read_bytes()
+    return files
 
 
 def _json_bytes(value: Any) -> bytes:
@@ -251,6 +243,14 @@ class ChatTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, its control tokens recognised, nothing added; uses every core."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_batch_flat(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Return the ids of all texts one behind another, int32 [n], and where each begins, int64 [texts + 1]."""
+        ids, borders = array("i"), [0]
+        for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
+            ids.fromlist(encoding.ids)
+            borders.append(len(ids))
+        return np.frombuffer(ids, np.int32) if ids else np.zeros(0, np.int32), np.array(borders, np.int64)
 
     def encode_batch_with_offsets(self, texts: Sequence[str]) -> list[Encoded]:
         """Return ids and offsets of each text, its control tokens recognised, nothing added; uses every core."""

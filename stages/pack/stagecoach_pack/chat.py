@@ -14,21 +14,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain, repeat
 from typing import Any
 
 from stagecoach.errors import DataError, StagecoachError
 from stagecoach.formats.chat_template import HERMES_TOOLS_AFTER, HERMES_TOOLS_BEFORE, IM_END, IM_START, tojson
 from stagecoach.formats.tokenizer import ChatTokenizer
 from stagecoach.recipe.pack import TrainOn
-from stagecoach_pack.conversation import Conversation, Message
+from stagecoach_pack.conversation import Conversation, Message, is_role_and_text
 from stagecoach_pack.problems import RowProblem
 from stagecoach_pack.sources.messages import calls_as_text
 
 _CHECKED_AT_FIRST = 200
 _CHECKED_EVERY = 1000
 _END_LINE = f"{IM_END}\n"
-_END_CHARACTERS = len(IM_END)
 _MARKS = ("\ue0f0", "\ue0f1")
 """Private-use characters that wrap a control string of the content while a foreign template renders it."""
 
@@ -48,17 +48,24 @@ class Rendered:
 
     Attributes:
         text: The whole of it.
-        turns: For each message, the characters from its first generated one to behind the token that ends it.
+        roles: Role of each message.
         trained: Which of the messages are targets.
+        find_turns: Returns ``turns``, which not every labeller asks for.
         literal: Ranges, ascending, in which content spells a control token; they stay plain text.
         tools_as_text: Tools or calls were put into content, because the template would have dropped them.
     """
 
     text: str
-    turns: list[Span]
+    roles: list[str]
     trained: list[bool]
+    find_turns: Callable[[], list[Span]]
     literal: list[Span] = field(default_factory=list)
     tools_as_text: bool = False
+
+    @property
+    def turns(self) -> list[Span]:
+        """For each message, the characters from its first generated one to behind the token that ends it."""
+        return self.find_turns()
 
 
 @dataclass(slots=True)
@@ -71,19 +78,28 @@ class _Written:
     as_text: bool
 
 
-def trained_messages(messages: Sequence[Message], train_on: TrainOn) -> list[bool]:
+def trained_messages(messages: Sequence[Message], roles: Sequence[str], train_on: TrainOn) -> list[bool]:
     """Return which messages are targets; a message's own weight wins over ``train_on``."""
     if train_on == "all":
-        chosen = [True] * len(messages)
+        chosen = [True] * len(roles)
     elif train_on == "last":
-        last = max((index for index, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
-        chosen = [index == last for index in range(len(messages))]
+        last = max((index for index, role in enumerate(roles) if role == "assistant"), default=-1)
+        chosen = [index == last for index in range(len(roles))]
     else:
-        chosen = [message["role"] == train_on for message in messages]
-    for index, message in enumerate(messages):
-        if "weight" in message:
-            chosen[index] = bool(message["weight"])
+        chosen = [role == train_on for role in roles]
+    if not is_role_and_text(messages):
+        for index, message in enumerate(messages):
+            if "weight" in message:
+                chosen[index] = bool(message["weight"])
     return chosen
+
+
+class _Headers(dict[str, str]):
+    """What stands before the content of a role's messages."""
+
+    def __missing__(self, role: str) -> str:
+        self[role] = f"{IM_START}{role}\n"
+        return self[role]
 
 
 class Renderer:
@@ -94,46 +110,38 @@ class Renderer:
         self._tokenizer = tokenizer
         self._train_on: TrainOn = train_on
         self._controls = tokenizer.control_pattern
-        initials = "".join(sorted({text[0] for text in tokenizer.control_ids if text}))
-        self._initials = re.compile(f"[{re.escape(initials)}]" if initials else "(?!)")
+        self._initials = sorted({text[0] for text in tokenizer.control_ids if text})
         self._bos = tokenizer.special.bos or "" if tokenizer.is_chatml and tokenizer.adds_bos else ""
-        self._headers: dict[str, str] = {}
+        self._headers = _Headers()
         self._rendered = 0
         self.render: Callable[[Conversation], Rendered] = (
             self._render_chatml if tokenizer.is_chatml else self._render_template
         )
 
     def _render_chatml(self, talk: Conversation) -> Rendered:
-        parts, turns, literal = [self._bos], [], []
-        at = len(self._bos)
-        contents = _chatml_contents(talk)
-        # most conversations hold no character with which a control token begins: one look for all messages
-        may_be_literal = self._initials.search("".join([content for _, content in contents])) is not None
-        if contents and contents[0][0] is None:  # tools without a system message of the conversation's own
-            text = f"{IM_START}system\n{contents[0][1]}{IM_END}\n"
-            literal += self._literal_in(contents[0][1], at + len(f"{IM_START}system\n"))
-            parts.append(text)
-            at += len(text)
-        headers = self._headers
-        for role, content in contents:
-            if role is None:
-                continue
-            if role not in headers:
-                headers[role] = f"{IM_START}{role}\n"
-            header = headers[role]
-            begin = at + len(header)
-            if may_be_literal:
-                literal += self._literal_in(content, begin)
-            parts += (header, content, _END_LINE)
-            end = begin + len(content) + _END_CHARACTERS
-            turns.append((begin, end))
-            at = end + 1
-        rendered = Rendered("".join(parts), turns, trained_messages(talk.messages, self._train_on), literal)
-        self._compare_with_template(talk, rendered.text)
-        return rendered
+        roles, first = talk.roles, 0
+        if talk.tools or not is_role_and_text(talk.messages) or "tool" in roles:
+            contents, first = _chatml_contents(talk)
+        else:
+            contents = [message["content"] for message in talk.messages]
+        headers = [self._headers[role] for role in ["system"] * first + roles]
+        text = self._bos + "".join(chain.from_iterable(zip(headers, contents, repeat(_END_LINE))))
+        self._compare_with_template(talk, text)
+        find_turns = partial(_chatml_turns, len(self._bos), headers, contents, first)
+        trained = trained_messages(talk.messages, roles, self._train_on)
+        return Rendered(text, roles, trained, find_turns, self._literal(headers, contents))
 
-    def _literal_in(self, content: str, begin: int) -> list[Span]:
-        return [(match.start() + begin, match.end() + begin) for match in self._controls.finditer(content)]
+    def _literal(self, headers: list[str], contents: list[str]) -> list[Span]:
+        """Return where content spells control tokens; most hold no character with which one begins."""
+        together = "".join(contents)
+        if not any(initial in together for initial in self._initials):
+            return []
+        turns = _chatml_turns(len(self._bos), headers, contents, 0)
+        return [
+            (match.start() + begin, match.end() + begin)
+            for (begin, _), content in zip(turns, contents, strict=True)
+            for match in self._controls.finditer(content)
+        ]
 
     def _compare_with_template(self, talk: Conversation, text: str) -> None:
         self._rendered += 1
@@ -158,7 +166,8 @@ class Renderer:
             self._turn_by_prefixes(messages, tools, full, index) if chosen else (0, 0)
             for index, chosen in enumerate(written.trained)
         ]
-        return _without_marks(Rendered(full, turns, written.trained, [], written.as_text))
+        roles = [message["role"] for message in written.messages]
+        return _without_marks(Rendered(full, roles, written.trained, lambda: turns, [], written.as_text))
 
     def _template(self, messages: list[Message], tools: list[Any] | None, *, prompt: bool = False) -> str:
         try:
@@ -171,7 +180,7 @@ class Renderer:
 
     def _for_template(self, talk: Conversation) -> _Written:
         """Put tools and calls into content, in the Hermes form, where the template would drop them."""
-        trained = trained_messages(talk.messages, self._train_on)
+        trained = trained_messages(talk.messages, talk.roles, self._train_on)
         messages = without_weights(talk.messages)
         calls = any("tool_calls" in message or message["role"] == "tool" for message in messages)
         if (calls and not self._template_shows_calls) or (talk.tools and not self._template_shows_tools):
@@ -276,13 +285,14 @@ def system_with_tools(system: str, tools: Sequence[Any]) -> str:
     return (f"{system}\n\n" if system else "") + HERMES_TOOLS_BEFORE + lines + HERMES_TOOLS_AFTER
 
 
-def _chatml_contents(talk: Conversation) -> list[tuple[str | None, str]]:
-    """Return (role, text between header and end token) of each message; role None stands for tools without a system
-    message.
+def _chatml_contents(talk: Conversation) -> tuple[list[str], int]:
+    """Return the texts between header and end token, and how many stand before the first message's: 1 for tools
+    without a system message of the conversation's own.
     """
-    contents: list[tuple[str | None, str]] = []
-    if talk.tools and not (talk.messages and talk.messages[0]["role"] == "system"):
-        contents.append((None, system_with_tools("", talk.tools)))
+    contents: list[str] = []
+    num_added = int(bool(talk.tools) and not (talk.messages and talk.messages[0]["role"] == "system"))
+    if talk.tools and num_added:
+        contents.append(system_with_tools("", talk.tools))
     for index, message in enumerate(talk.messages):
         role, content = message["role"], message["content"]
         if role == "assistant" and "tool_calls" in message:
@@ -291,8 +301,18 @@ def _chatml_contents(talk: Conversation) -> list[tuple[str | None, str]]:
             content = f"<tool_response>\n{content}\n</tool_response>"
         elif index == 0 and role == "system" and talk.tools:
             content = system_with_tools(content, talk.tools)
-        contents.append((role, content))
-    return contents
+        contents.append(content)
+    return contents, num_added
+
+
+def _chatml_turns(at: int, headers: Sequence[str], contents: Sequence[str], first: int) -> list[Span]:
+    """Return the turns from number ``first`` on of a text whose first header begins at ``at``."""
+    turns: list[Span] = []
+    for header, content in zip(headers, contents, strict=True):
+        begin = at + len(header)
+        at = begin + len(content) + len(_END_LINE)
+        turns.append((begin, at - 1))
+    return turns[first:]
 
 
 def _check_complete(messages: Sequence[Message], full: str) -> None:
@@ -331,4 +351,4 @@ def _without_marks(rendered: Rendered) -> Rendered:
     literal = [(moved(begin), moved(end)) for begin, end in zip(positions[::2], positions[1::2], strict=True)]
     text = rendered.text.replace(_MARKS[0], "").replace(_MARKS[1], "")
     turns = [(moved(begin), moved(end)) for begin, end in rendered.turns]
-    return Rendered(text, turns, rendered.trained, literal, rendered.tools_as_text)
+    return Rendered(text, rendered.roles, rendered.trained, lambda: turns, literal, rendered.tools_as_text)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring  # what the encoder below calls for a text
 from typing import Any
 
 from stagecoach_pack.problems import RowProblem
@@ -26,6 +28,9 @@ _SIDE_BYTES = 8
 _ASCII_SPACE = b"\t\n\v\f\r\x1c\x1d\x1e\x1f"
 _LOWER_AND_SPACE = bytes(32 if code in _ASCII_SPACE else code for code in range(256)).lower()
 """What ``bytes.translate`` needs to lower ASCII letters and make a blank of every ASCII space in one go."""
+_OTHER_SPACE = "\x85\u1680\u2028\u2029"
+"""White space beyond ASCII that NFKC leaves as it is; it makes blanks of the rest."""
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
 @dataclass(slots=True)
@@ -37,6 +42,11 @@ class Conversation:
     identity: str = ""
     """The row's own id; empty where it has none."""
 
+    @property
+    def roles(self) -> list[str]:
+        """Role of each message."""
+        return [message["role"] for message in self.messages]
+
     def to_json(self) -> tuple[bytes, bytes]:
         """Return compact UTF-8 JSON ``[messages, tools]``, and 16 bytes that are equal for equal messages and tools.
 
@@ -46,15 +56,16 @@ class Conversation:
             RowProblem: Some text holds a lone surrogate, and so has no UTF-8 form; or a tool holds what JSON cannot, or
                 is nested without end.
         """
-        if (self.tools or any("tool_calls" in message for message in self.messages)) and _too_deep(self):
+        is_plain = not self.tools and is_role_and_text(self.messages)
+        if not is_plain and _too_deep(self):
             raise RowProblem("nested too deeply", "", f"calls and tools of at most {MAX_NESTING} levels", "more")
         try:
-            body = hashed = _dump([self.messages, self.tools])
+            body = hashed = _dump_plain(self.messages) if is_plain else _dump([self.messages, self.tools])
         except UnicodeEncodeError as error:
             raise RowProblem("lone surrogate", "", "text that has a UTF-8 form", error.object[error.start]) from error
         except (TypeError, ValueError) as error:  # a date in parquet, NaN
             raise RowProblem("not JSON", "", "calls and tools of JSON values", str(error)) from error
-        if any("weight" in message for message in self.messages):
+        if not is_plain and any("weight" in message for message in self.messages):
             messages = [{key: value for key, value in message.items() if key != "weight"} for message in self.messages]
             hashed = _dump([messages, self.tools])
         return body, hashlib.blake2b(hashed, digest_size=HASH_BYTES).digest()
@@ -66,8 +77,8 @@ class Conversation:
         no near copy of a held-out conversation is trained on.
         """
         told = [message for message in self.messages if message["role"] != "system"] or self.messages
-        text = " \0 ".join(f"{message['role']} {message['content']}" for message in told)
-        calls = [message["tool_calls"] for message in told if "tool_calls" in message]
+        text = " \0 ".join([f"{message['role']} {message['content']}" for message in told])
+        calls = [] if is_role_and_text(told) else [message["tool_calls"] for message in told if "tool_calls" in message]
         plain = plain_text(f"{text} \0 {calls}" if calls else text)
         return int.from_bytes(hashlib.blake2b(plain, digest_size=_SIDE_BYTES).digest(), "big")
 
@@ -78,8 +89,22 @@ def conversation_from_json(data: bytes) -> Conversation:
     return Conversation(messages, tools)
 
 
+def is_role_and_text(messages: Sequence[Message]) -> bool:
+    """Tell whether no message has calls or a weight, as in most conversations; cheap."""
+    return sum(map(len, messages)) == 2 * len(messages)
+
+
 def _dump(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False).encode("utf-8")
+    return _ENCODER.encode(value).encode("utf-8")
+
+
+def _dump_plain(messages: Sequence[Message]) -> bytes:
+    """Return what ``_dump`` returns for messages of role and text without tools, twice as fast."""
+    quoted = [
+        f'{{"content":{encode_basestring(message["content"])},"role":{encode_basestring(message["role"])}}}'
+        for message in messages
+    ]
+    return f"[[{','.join(quoted)}],null]".encode()
 
 
 def _too_deep(talk: Conversation) -> bool:
@@ -97,8 +122,10 @@ def _too_deep(talk: Conversation) -> bool:
 def plain_text(text: str) -> bytes:
     """Return text as UTF-8 without what two copies of it may differ in: case, spacing, the form of a character."""
     if not text.isascii():
-        return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).encode("utf-8")
-    plain = text.encode("ascii").translate(_LOWER_AND_SPACE)
+        text = unicodedata.normalize("NFKC", text).casefold()
+        for space in _OTHER_SPACE:
+            text = text.replace(space, " ")
+    plain = text.encode("utf-8").translate(_LOWER_AND_SPACE)
     while b"  " in plain:
         plain = plain.replace(b"  ", b" ")
     return plain.strip(b" ")

@@ -11,8 +11,9 @@ before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, compress, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -55,46 +56,52 @@ class Labeller:
         self._headers: dict[str, npt.NDArray[np.int32]] = {}
         self._tails: dict[str, npt.NDArray[np.int32]] = {}
 
-    def label(self, batch: Sequence[Rendered], roles: Sequence[Sequence[str]]) -> list[Labelled | RowProblem]:
-        """Return ids and trained bits of each conversation, or why it has none.
-
-        Args:
-            batch: Rendered conversations.
-            roles: Roles of each one's messages; used for the ChatML form only.
-        """
+    def label(self, batch: Sequence[Rendered]) -> list[Labelled | RowProblem]:
+        """Return ids and trained bits of each conversation, or why it has none."""
         found: list[Labelled | RowProblem | None] = [None] * len(batch)
         plain = [index for index, rendered in enumerate(batch) if not rendered.literal]
         texts = [batch[index].text for index in plain]
         if self._fast:
-            for index, ids in zip(plain, self._tokenizer.encode_batch(texts), strict=True):
-                found[index] = self._by_control_tokens(batch[index], roles[index], np.array(ids, np.int32))
+            done: Iterable[Labelled | RowProblem | None] = self._by_control_tokens([batch[index] for index in plain])
         else:
-            for index, encoded in zip(plain, self._tokenizer.encode_batch_with_offsets(texts), strict=True):
-                found[index] = self._by_offsets(batch[index], encoded)
+            encodings = self._tokenizer.encode_batch_with_offsets(texts)
+            done = map(self._by_offsets, [batch[index] for index in plain], encodings)
+        for index, labelled in zip(plain, done, strict=True):
+            found[index] = labelled
         return [done if done is not None else self._by_offsets(batch[index], None) for index, done in enumerate(found)]
 
-    def _by_control_tokens(
-        self, rendered: Rendered, roles: Sequence[str], ids: npt.NDArray[np.int32]
-    ) -> Labelled | None:
-        """Label by the places of the ChatML tokens; None if a header's tokens are not the usual ones."""
-        starts, ends = np.flatnonzero(ids == self._start), np.flatnonzero(ids == self._end)
-        first = len(starts) - len(rendered.turns)  # 1 if tools stand in a system message of their own
-        chosen = np.flatnonzero(rendered.trained) + first
-        trained_roles = {role for role, is_trained in zip(roles, rendered.trained, strict=True) if is_trained}
-        borders = np.zeros(len(ids) + 1, np.int8)  # 1 where a trained run begins, -1 behind it
-        for role in trained_roles:
-            header = self._header(role)
-            turns = (
-                chosen if len(trained_roles) == 1 else chosen[[roles[turn - first] == role for turn in chosen.tolist()]]
-            )
-            begins = starts[turns] + len(header)
-            if (begins > ends[turns]).any() or any(
-                (ids[starts[turns] + place] != token).any() for place, token in enumerate(header.tolist())
-            ):
-                return None
-            borders[begins] = 1
-            borders[ends[turns] + 1] = -1
-        return Labelled(ids, np.cumsum(borders[:-1], dtype=np.int8).astype(np.bool_), starts[1:])
+    def _by_control_tokens(self, batch: Sequence[Rendered]) -> list[Labelled | None]:
+        """Label by the places of the ChatML tokens; None for those with a header whose tokens are not the usual ones.
+
+        Works on the ids of all conversations, one behind another: S turns start in them, T of which are the turns of
+        messages. The others hold tools, in a system message of their own before the first turn of a conversation.
+        """
+        ids, borders = self._tokenizer.encode_batch_flat([rendered.text for rendered in batch])
+        starts_S, ends_S = np.flatnonzero(ids == self._start), np.flatnonzero(ids == self._end)
+        first_start = np.searchsorted(starts_S, borders)
+        num_turns = np.array([len(rendered.trained) for rendered in batch], np.int64)
+        trained_T = np.fromiter(chain.from_iterable(rendered.trained for rendered in batch), np.bool_)
+        behind = np.cumsum(num_turns)
+        start_T = np.arange(len(trained_T)) + np.repeat(first_start[1:] - behind, num_turns)
+        chosen = start_T[trained_T]
+        begins, is_usual = starts_S[chosen], np.ones(len(chosen), np.bool_)
+        roles = list(compress(chain.from_iterable(rendered.roles for rendered in batch), trained_T.tolist()))
+        for role in set(roles):
+            of_role = np.array([other == role for other in roles]) if roles.count(role) < len(roles) else slice(None)
+            for token in self._header(role).tolist():
+                is_usual[of_role] &= ids[begins[of_role]] == token
+                begins[of_role] += 1
+        is_usual &= begins <= ends_S[chosen]
+        changes = np.zeros(len(ids) + 1, np.int8)  # 1 where a trained run begins, -1 behind it
+        changes[begins[is_usual]] = 1
+        changes[ends_S[chosen[is_usual]] + 1] = -1
+        trained = np.cumsum(changes[:-1], dtype=np.int8).view(np.bool_)
+        unusual = set(np.searchsorted(first_start, chosen[~is_usual], side="right").tolist())
+        found: list[Labelled | None] = []
+        for number, (low, high) in enumerate(pairwise(borders.tolist()), 1):
+            breaks = starts_S[first_start[number - 1] + 1 : first_start[number]] - low
+            found.append(None if number in unusual else Labelled(ids[low:high], trained[low:high], breaks))
+        return found
 
     def _header(self, role: str) -> npt.NDArray[np.int32]:
         if role not in self._headers:

@@ -94,7 +94,7 @@ def preview(
             origin = f"{spool.file_names[int(spool.files[index])]}: row {int(spool.rows[index])}"
             try:
                 rendered = renderer.render(talk)
-                (labelled,) = labeller.label([rendered], [[message["role"] for message in talk.messages]])
+                (labelled,) = labeller.label([rendered])
             except RowProblem as problem:
                 labelled = problem
             if isinstance(labelled, RowProblem):
@@ -154,7 +154,7 @@ def _labelled(talks: Sequence[Conversation], renderer: Renderer, labeller: Label
         rendered = [renderer.render(talk) for talk in talks]
     except RowProblem as problem:
         raise DataError(f"{name}: {problem}") from problem
-    for labelled in labeller.label(rendered, [[message["role"] for message in talk.messages] for talk in talks]):
+    for labelled in labeller.label(rendered):
         if isinstance(labelled, RowProblem):
             raise DataError(f"{name}: {labelled}") from labelled
         yield labelled

@@ -41,7 +41,6 @@ class TokenCounts:
 class _Batch:
     indices: list[int] = field(default_factory=list)
     rendered: list[Rendered] = field(default_factory=list)
-    roles: list[list[str]] = field(default_factory=list)
 
 
 class Tokenising:
@@ -75,7 +74,7 @@ class Tokenising:
         done = 0
         with ThreadPoolExecutor(1) as worker:
             for batch in self._batches(chosen):
-                waiting.append((batch, worker.submit(self._labeller.label, batch.rendered, batch.roles)))
+                waiting.append((batch, worker.submit(self._labeller.label, batch.rendered)))
                 if len(waiting) > _BATCHES_AHEAD:
                     done += self._take(*waiting.popleft(), store)
                     self._on_progress(done, f"tokenised {done} of {len(chosen)} conversations")
@@ -93,7 +92,6 @@ class Tokenising:
                 continue
             batch.indices.append(index)
             batch.rendered.append(rendered)
-            batch.roles.append([message["role"] for message in talk.messages])
             characters += len(rendered.text)
             if characters >= _BATCH_CHARACTERS or len(batch.indices) >= _BATCH_CONVERSATIONS:
                 yield batch

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stagecoach.errors import DataError
 from stagecoach.recipe.data import DataConfig, DataSource
 from stagecoach.recipe.source import EmbeddedSource
 from stagecoach_pack.collect import Spool, collect
-from stagecoach_pack.conversation import Conversation
+from stagecoach_pack.conversation import Conversation, plain_text
 from stagecoach_pack.problems import RowProblem
 from stagecoach_pack.sources.readers import DataFile
 
@@ -110,6 +114,28 @@ def test_equal_messages_have_equal_digests_whatever_the_id_and_weights() -> None
     digests = [talk.to_json()[1].hex() for talk in (first, second, other)]
     assert digests[0] == digests[1] == "75a92d31789aa87e104c323af84e718d"
     assert digests[2] != digests[0]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool"]), st.text()), min_size=1))
+def test_the_hash_is_that_of_sorted_compact_json(turns: list[tuple[str, str]]) -> None:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    expected = json.dumps([messages, None], ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
+    body, digest = Conversation(messages).to_json()
+    assert (body, digest) == (expected, hashlib.blake2b(expected, digest_size=16).digest())
+
+
+@settings(max_examples=1000, deadline=None)
+@given(
+    st.text(
+        alphabet=st.one_of(
+            st.characters(exclude_categories=["Cs"]), st.sampled_from("aE\u0301\u3000\x85\u2028\t \ufb01")
+        )
+    )
+)
+def test_plain_text_is_casefolded_nfkc_with_single_blanks(text: str) -> None:
+    expected = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    assert plain_text(text).decode() == expected
 
 
 def test_near_copies_are_held_out_together() -> None:

@@ -120,7 +120,7 @@ def looked_at(folder: Path, name: str, data: bytes) -> tuple[int, int, int] | st
     tokenizer = chat_tokenizer("smollm2")
     renderer, labeller = Renderer(tokenizer, "assistant"), Labeller(tokenizer)
     for talk in talks:
-        (labelled,) = labeller.label([renderer.render(talk)], [[message["role"] for message in talk.messages]])
+        (labelled,) = labeller.label([renderer.render(talk)])
         assert not isinstance(labelled, RowProblem)
     counts = found.counts[0]
     return counts.rows_read, counts.rows_usable, sum(counts.bad_rows.values())

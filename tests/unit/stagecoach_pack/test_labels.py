@@ -43,7 +43,7 @@ def transformers_tokenizer(family: Family) -> Any:
 def label(talk: Conversation, family: Family, train_on: TrainOn = "assistant") -> Labelled:
     tokenizer = chat_tokenizer(family)
     rendered = Renderer(tokenizer, train_on).render(talk)
-    (found,) = Labeller(tokenizer).label([rendered], [[message["role"] for message in talk.messages]])
+    (found,) = Labeller(tokenizer).label([rendered])
     assert isinstance(found, Labelled), found
     return found
 
@@ -51,8 +51,7 @@ def label(talk: Conversation, family: Family, train_on: TrainOn = "assistant") -
 def label_all(talks: list[Conversation], family: Family) -> list[Labelled]:
     tokenizer = chat_tokenizer(family)
     renderer = Renderer(tokenizer, "assistant")
-    roles = [[message["role"] for message in talk.messages] for talk in talks]
-    found = Labeller(tokenizer).label([renderer.render(talk) for talk in talks], roles)
+    found = Labeller(tokenizer).label([renderer.render(talk) for talk in talks])
     return [labelled for labelled in found if isinstance(labelled, Labelled)]
 
 

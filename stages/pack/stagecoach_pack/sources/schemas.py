@@ -87,6 +87,7 @@ class RowReader:
         self.row_format = row_format
         self._columns = source.columns
         self._roles: dict[str, str] = {**ROLE_ALIASES, **source.roles}
+        self._text_roles = {name: role for name, role in self._roles.items() if role != "tool_call"}
         self._ignored = frozenset(source.ignore_fields)
         self._system = source.system
         self._schema: Schema = {
@@ -153,22 +154,15 @@ class RowReader:
 
     def _read_messages(self, turns: Sequence[Any], name: str) -> list[Message]:
         messages: list[Message] = []
+        roles = self._text_roles
         for index, turn in enumerate(turns):
-            message = self._plain_message(turn)
-            if message is None:
-                message = read_message(turn, f"{name}[{index}]", self._role, self._ignored)
-            messages.append(message)
+            if type(turn) is dict and len(turn) == 2:  # nothing but role and text, as nearly all messages are
+                role, content = turn.get("role"), turn.get("content")
+                if type(role) is str and role in roles and type(content) is str:
+                    messages.append({"role": roles[role], "content": content})
+                    continue
+            messages.append(read_message(turn, f"{name}[{index}]", self._role, self._ignored))
         return messages
-
-    def _plain_message(self, turn: Any) -> Message | None:
-        """Return a message that is nothing but role and text, as nearly all are; None leaves it to ``read_message``."""
-        if not isinstance(turn, dict) or len(turn) != 2:
-            return None
-        role, content = turn.get("role"), turn.get("content")
-        known = self._roles.get(role) if isinstance(role, str) else None
-        if known is None or known == "tool_call" or not isinstance(content, str):
-            return None
-        return {"role": known, "content": content}
 
     def _messages(self, row: Mapping[str, Any]) -> Conversation:
         name, turns = self._turns(row, "messages", "conversations", "conversation")
