@@ -23,6 +23,19 @@ none: nothing by policy; selective: norms, RoPE and the SwiGLU product (no matri
 gate/up product; full: everything but the layer's input.
 """
 
+
+def micro_batches_per_rank(packs_per_step: int, data_parallel: int, micro_batch_packs: int) -> int:
+    """Return how many micro-batches each data-parallel rank gets in every step.
+
+    Examples:
+        10 packs on 2 ranks, 2 in a micro-batch: 5 packs a rank, so 3 micro-batches, one with an empty place.
+
+        >>> micro_batches_per_rank(10, 2, 2)
+        3
+    """
+    return math.ceil(packs_per_step / (data_parallel * micro_batch_packs))
+
+
 ComputeDtype = Literal["fp32", "bf16", "fp64"]
 Schedule = Literal["cosine", "linear", "constant", "wsd", "inverse_square_root"]
 
@@ -216,6 +229,32 @@ class TrainConfig(Section):
         if world_size % self.nodes:
             raise ValueError(f"{world_size} ranks cannot be divided evenly over {self.nodes} nodes")
         return self
+
+    @model_validator(mode="after")
+    def _whole_rounds(self) -> TrainConfig:
+        """Refuse an interleaved pipeline whose micro-batches do not go round all ranks."""
+        packs = self.known_micro_batch_packs
+        if packs is not None and not self.interleaves_evenly(packs):
+            count = micro_batches_per_rank(self.packs_per_step, self.layout.data_parallel, packs)
+            raise ValueError(
+                f"the interleaved pipeline needs a number of micro-batches that its {self.layout.pipeline_parallel} ranks"
+                f" divide, got {count} ({self.packs_per_step} packs a step on {self.layout.data_parallel} data-parallel"
+                " ranks); change packs_per_step or micro_batch_packs, or set layout.virtual_stages to 1"
+            )
+        return self
+
+    @property
+    def known_micro_batch_packs(self) -> int | None:
+        """Packs in a micro-batch, no more than a data-parallel rank has; None where the memory plan of a GPU chooses."""
+        if self.micro_batch_packs == "auto" and self.gpus:
+            return None
+        wanted = 1 if self.micro_batch_packs == "auto" else self.micro_batch_packs
+        return min(wanted, math.ceil(self.packs_per_step / self.layout.data_parallel))
+
+    def interleaves_evenly(self, micro_batch_packs: int) -> bool:
+        """Whether micro-batches of so many packs go round the pipeline in whole rounds; needed with virtual stages."""
+        count = micro_batches_per_rank(self.packs_per_step, self.layout.data_parallel, micro_batch_packs)
+        return self.layout.virtual_stages == 1 or count % self.layout.pipeline_parallel == 0
 
     def total_steps(self, num_packs: int) -> int:
         """Return the number of optimizer steps for a training split of `num_packs` packs.

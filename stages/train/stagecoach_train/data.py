@@ -99,18 +99,6 @@ def permutation(seed: int, epoch: int, num_packs: int) -> npt.NDArray[np.int64]:
     return order
 
 
-def micro_batches_per_rank(packs_per_step: int, data_parallel: int, micro_batch_packs: int) -> int:
-    """Return how many micro-batches each data-parallel rank gets in every step.
-
-    Examples:
-        10 packs on 2 ranks, 2 in a micro-batch: 5 packs a rank, so 3 micro-batches, one with an empty place.
-
-        >>> micro_batches_per_rank(10, 2, 2)
-        3
-    """
-    return math.ceil(packs_per_step / (data_parallel * micro_batch_packs))
-
-
 def deal(costs: Sequence[float], num_bins: int, places: int) -> list[list[int]]:
     """Deal items to bins so that the fullest costs little: dearest first, to the cheapest bin that has a place.
 

@@ -60,14 +60,8 @@ class Engine:
             compile_backend: torch.compile's backend for the blocks; None is inductor on a GPU and none on a CPU.
 
         Raises:
-            ConfigError: The layout fits neither the model nor the micro-batches.
+            ConfigError: The layout does not fit the model.
         """
-        tp = config.layout.tensor_parallel
-        if config.layout.sequence_parallel and shape.num_tokens % tp:
-            raise ConfigError(
-                f"sequence_parallel needs a micro-batch of a multiple of {tp} tokens, got {shape.num_tokens}; "
-                "change pack_tokens or switch sequence_parallel off"
-            )
         self.config, self.spec, self.device, self.shape = config, spec, device, shape
         self.num_micro_batches = num_micro_batches
         self.num_updates = 0

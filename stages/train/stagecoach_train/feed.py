@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from stagecoach.architectures.registry import ModelSpec
 from stagecoach.formats.packed import PackedSplit
+from stagecoach.recipe.train import micro_batches_per_rank
 from stagecoach_train.batch import MicroBatch, MicroBatchShape
-from stagecoach_train.data import DataOrder, Packs, join_packs, micro_batches_per_rank, share_step
+from stagecoach_train.data import DataOrder, Packs, join_packs, share_step
 
 
 @dataclass(frozen=True, slots=True)

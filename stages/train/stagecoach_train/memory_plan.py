@@ -135,7 +135,8 @@ def plan_memory(config: TrainConfig, spec: ModelSpec, *, pack_tokens: int, capac
         choices = [1]
     else:
         largest = max(1, LARGEST_MICRO_BATCH_TOKENS // pack_tokens)
-        choices = [k for k in range(1, largest + 1) if packs_of_rank % k == 0]
+        choices = [k for k in range(1, largest + 1) if packs_of_rank % k == 0 and config.interleaves_evenly(k)]
+        choices = choices or [1]
     plans = [_plan_for(config, spec, k * pack_tokens, k, capacity_bytes) for k in choices]
     fitting = [plan for plan in plans if capacity_bytes is None or plan.peak_bytes <= capacity_bytes]
     if not fitting:

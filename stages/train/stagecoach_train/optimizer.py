@@ -159,7 +159,7 @@ def plain_adamw(part: Slice, factor: float, numbers: UpdateNumbers) -> None:
     if part.exp_avg.dtype != wide:
         part.exp_avg.copy_(exp_avg)
         bits = philox.random_bits(numbers.seed, numbers.update, part.tensor_number, element_numbers(part))
-        masters.round_stochastically_(exp_avg_sq, bits, part.exp_avg_sq)
+        masters.round_stochastically_(exp_avg_sq.float(), bits, part.exp_avg_sq)
 
 
 def element_numbers(part: Slice) -> torch.Tensor:

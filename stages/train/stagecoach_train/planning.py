@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from stagecoach.architectures.registry import ModelSpec
 from stagecoach.errors import ConfigError, DataError
 from stagecoach.formats.packed import PackedSplit
-from stagecoach.recipe.train import TrainConfig
+from stagecoach.recipe.train import TrainConfig, micro_batches_per_rank
 from stagecoach_train.batch import MicroBatchShape
-from stagecoach_train.data import DataOrder, micro_batches_per_rank, refuse_untrained_steps
+from stagecoach_train.data import DataOrder, refuse_untrained_steps
 from stagecoach_train.feed import PackNumbers
 from stagecoach_train.memory_plan import GIB, MemoryPlan, plan_memory, usable_bytes
 
@@ -72,6 +72,7 @@ class TrainingPlan:
         k = min(memory.micro_batch_packs, -(-config.packs_per_step // data_parallel))
         fullest = max(train.max_documents_per_pack, heldout.max_documents_per_pack)
         shape = MicroBatchShape.of(pack_tokens=train.pack_tokens, micro_batch_packs=k, max_documents_per_pack=fullest)
+        refuse_uneven(config, shape, k)
         num_micro_batches = micro_batches_per_rank(config.packs_per_step, data_parallel, k)
         return cls(memory.applied_to(config), memory, order, numbers, shape, k, num_micro_batches)
 
@@ -99,6 +100,25 @@ def _refuse_unknown_ids(spec: ModelSpec, train: PackedSplit) -> None:
         raise DataError(
             f"train: the packs come from a tokenizer with {size} tokens, the model has embeddings for"
             f" {spec.vocab_size}; convert the model with the tokenizer that pack used"
+        )
+
+
+def refuse_uneven(config: TrainConfig, shape: MicroBatchShape, micro_batch_packs: int) -> None:
+    """Refuse what ranks cannot share: tokens of a micro-batch, micro-batches of an interleaved pipeline.
+
+    Raises:
+        ConfigError: They do not divide evenly.
+    """
+    if not config.interleaves_evenly(micro_batch_packs):
+        raise ConfigError(
+            f"layout.virtual_stages needs a number of micro-batches that {config.layout.pipeline_parallel} pipeline ranks"
+            " divide; change train.packs_per_step, or set layout.virtual_stages to 1"
+        )
+    ranks = config.layout.tensor_parallel
+    if config.layout.sequence_parallel and shape.num_tokens % ranks:
+        raise ConfigError(
+            f"layout.sequence_parallel needs a micro-batch of a multiple of {ranks} tokens, got {shape.num_tokens};"
+            " change pack.pack_tokens, or set layout.sequence_parallel to false"
         )
 
 

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from stagecoach.errors import DataError
-from stagecoach.recipe.train import TrainConfig
+from stagecoach.recipe.train import TrainConfig, micro_batches_per_rank
 from stagecoach_train.batch import MicroBatchShape
 from stagecoach_train.data import (
     DataOrder,
     deal,
     join_packs,
-    micro_batches_per_rank,
     permutation,
     refuse_untrained_steps,
     share_step,

@@ -16,6 +16,8 @@ from stagecoach.metrics_file import read_metrics
 from stagecoach.outputs import Output, open_input
 from stagecoach.recipe.train import TrainConfig
 from stagecoach.storage.memory import MemoryStore
+from stagecoach_train.batch import MicroBatchShape
+from stagecoach_train.planning import refuse_uneven
 from stagecoach_train.run import check, run
 from tests.unit.stagecoach_train.tiny_inputs import SPEC, tiny_inputs
 
@@ -180,6 +182,21 @@ class TestCheck:
     def test_asks_for_the_memory_that_it_cannot_see(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"train\.gpu_memory_gib: expected the memory of one GPU"):
             check(config(gpus=1), tiny_inputs(MemoryStore("run"), tmp_path))
+
+    def test_refuses_tokens_that_ranks_cannot_share(self) -> None:
+        shared = config(layout={"tensor_parallel": 2})
+        with pytest.raises(ConfigError, match="a multiple of 2 tokens, got 33"):
+            refuse_uneven(shared, MicroBatchShape(33, 4), 1)
+        refuse_uneven(shared, MicroBatchShape(34, 4), 1)
+        refuse_uneven(config(layout={"tensor_parallel": 2, "sequence_parallel": False}), MicroBatchShape(33, 4), 1)
+
+    def test_refuses_micro_batches_that_do_not_go_round(self) -> None:
+        """On GPUs the memory plan chooses how many packs make one, so the recipe alone cannot be refused."""
+        layout = {"pipeline_parallel": 2, "virtual_stages": 2}
+        nine = config(packs_per_step=9, gpus=2, micro_batch_packs="auto", layout=layout)
+        with pytest.raises(ConfigError, match="a number of micro-batches that 2 pipeline ranks divide"):
+            refuse_uneven(nine, MicroBatchShape(32, 4), 3)
+        refuse_uneven(nine, MicroBatchShape(32, 4), 5)  # 5 + 4 packs
 
     def test_refuses_what_the_run_refuses(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="has no trained target"):

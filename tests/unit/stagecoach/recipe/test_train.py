@@ -50,6 +50,14 @@ def test_three_epochs_and_three_percent_warmup_unless_told_otherwise() -> None:
         ({"gpus": 4, "layout": {"tensor_parallel": 2}}, "the layout has 2 ranks"),
         ({"nodes": 2, "layout": {"data_parallel": 3}}, "3 ranks cannot be divided evenly over 2 nodes"),
         ({"layout": {"virtual_stages": 2}}, "interleaving needs at least two"),
+        (
+            {"packs_per_step": 6, "layout": {"data_parallel": 2, "pipeline_parallel": 2, "virtual_stages": 2}},
+            "a number of micro-batches that its 2 ranks divide, got 3",
+        ),
+        (
+            {"packs_per_step": 8, "micro_batch_packs": 3, "layout": {"pipeline_parallel": 2, "virtual_stages": 2}},
+            "a number of micro-batches that its 2 ranks divide, got 3",
+        ),
         ({"layout": {"zero_bubble": True}}, "there is no bubble"),
         (
             {"layout": {"zero_bubble": True, "pipeline_parallel": 2, "data_parallel": 2, "data_parallel_kind": "fsdp"}},
