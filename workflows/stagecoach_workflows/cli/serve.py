@@ -60,11 +60,13 @@ def serve(
 ) -> int:
     """Serve an export with an OpenAI-compatible API until Ctrl-C."""
     from stagecoach_workflows.serving import servers
+    from stagecoach_workflows.serving import smoke as one_chat
     from stagecoach_workflows.serving.process import check_port, running
 
     address, machine = servers.Address(host=host, port=port), servers.Machine.look()
     if not show_command:
         check_port(address)  # before an export is fetched
+    signal.signal(signal.SIGTERM, _interrupt)
     with _model(export, store, name) as model:
         chosen = servers.choose(backend, machine, model)
         words = servers.command(
@@ -73,12 +75,14 @@ def serve(
         if show_command:
             typer.echo(shlex.join(words))
             return 0
-        signal.signal(signal.SIGTERM, _interrupt)
+        reference = one_chat.reference_answer(model, prompt, max_tokens) if smoke else ""
         typer.echo(f"{model.name} by {chosen}, answers end at tokens {', '.join(map(str, model.stop_ids))}; loading ..")
         with running(words, address, model.folder.parent, ready_seconds) as process:
             typer.echo(_curl(model, address, prompt))
             if smoke:
-                return _smoke(model, address, prompt, max_tokens)
+                answer = one_chat.compare(model, address, prompt, max_tokens, reference)
+                typer.echo(f"smoke: it stopped, and said what transformers says: {answer!r}")
+                return 0
             code = process.wait()
             typer.echo(f"the server ended with exit code {code}", err=True)
             return 0 if code == 0 else 69
@@ -147,14 +151,6 @@ def _model(export: str, store: str, name: str) -> AbstractContextManager[ServedM
     from stagecoach_workflows.serving.exports import served_model
 
     return served_model(export, store or str(options.DEFAULT_WORK / "store"), name, Settings.from_environ())
-
-
-def _smoke(model: ServedModel, address: Address, prompt: str, max_tokens: int) -> int:
-    from stagecoach_workflows.serving.smoke import smoke
-
-    answer = smoke(model, address, prompt, max_tokens)
-    typer.echo(f"smoke: it stopped, and said what transformers says: {answer!r}")
-    return 0
 
 
 def _curl(model: ServedModel, address: Address, prompt: str) -> str:

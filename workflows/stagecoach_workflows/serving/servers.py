@@ -33,7 +33,12 @@ class Address:
     @property
     def url(self) -> str:
         """Its address for a client on this machine."""
-        return f"http://{'127.0.0.1' if self.host in ('0.0.0.0', '::') else self.host}:{self.port}"
+        return f"http://{'127.0.0.1' if self.host in ('0.0.0.0', '::') else self.bracketed_host}:{self.port}"
+
+    @property
+    def bracketed_host(self) -> str:
+        """The host as it stands before a port: an IPv6 address in brackets."""
+        return f"[{self.host}]" if ":" in self.host else self.host
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,13 +166,14 @@ def _vllm(model: ServedModel, address: Address, folder: str, gpus: int) -> list[
 
 
 def _docker(model: ServedModel, address: Address, gpus: int, image: str) -> list[str]:
-    words = ["docker", "run", "--rm", "--gpus", "all", "--ipc", "host"]
-    words += ["--publish", f"{address.host}:{address.port}:8000", "--env", "HF_HUB_OFFLINE=1"]
+    # --init hands SIGTERM on; the program is named because releases differ in what their image starts
+    words = ["docker", "run", "--rm", "--init", "--gpus", "all", "--ipc", "host", "--entrypoint", "vllm"]
+    words += ["--publish", f"{address.bracketed_host}:{address.port}:8000", "--env", "HF_HUB_OFFLINE=1"]
     for file in sorted(path for path in model.folder.rglob("*") if path.is_file()):
         # the folder holds links, which lead nowhere in a container
         words += ["--volume", f"{file.resolve()}:{_IN_CONTAINER}/{file.relative_to(model.folder)}:ro"]
     inside = Address(host="0.0.0.0", port=8000)
-    return [*words, image, "--model", *_vllm(model, inside, _IN_CONTAINER, gpus)]
+    return [*words, image, "serve", *_vllm(model, inside, _IN_CONTAINER, gpus)]
 
 
 def _transformers(model: ServedModel, address: Address, machine: Machine) -> list[str]:

@@ -44,16 +44,12 @@ def test_vllm_in_docker_mounts_the_files_themselves(model: ServedModel, tmp_path
     (model.folder / "config.json").unlink()
     (model.folder / "config.json").symlink_to(tmp_path / "elsewhere")
     found = words("vllm-docker", model)
-    assert found[:9] == ["docker", "run", "--rm", "--gpus", "all", "--ipc", "host", "--publish", "127.0.0.1:8001:8000"]
-    assert f"{tmp_path}/elsewhere:/model/config.json:ro" in found
-    assert found[found.index("vllm:1") :][:6] == [
-        "vllm:1",
-        "--model",
-        "/model",
-        "--served-model-name",
-        "chat",
-        "--host",
+    assert found[:10] == [
+        *("docker", "run", "--rm", "--init", "--gpus", "all", "--ipc", "host", "--entrypoint", "vllm"),
     ]
+    assert found[found.index("--publish") + 1] == "127.0.0.1:8001:8000"
+    assert f"{tmp_path}/elsewhere:/model/config.json:ro" in found
+    assert found[found.index("vllm:1") :][:5] == ["vllm:1", "serve", "/model", "--served-model-name", "chat"]
     assert found[found.index("--port") + 1] == "8000"
 
 
@@ -70,6 +66,14 @@ def test_llama_cpp(model: ServedModel) -> None:
         *("--port", "8001", "--jinja", "--chat-template-file", f"{model.folder}/chat_template.jinja"),
         *("--n-gpu-layers", "999"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:80"), ("0.0.0.0", "http://127.0.0.1:80"), ("::1", "http://[::1]:80")],
+)
+def test_the_address_for_clients(host: str, url: str) -> None:
+    assert Address(host=host, port=80).url == url
 
 
 @pytest.mark.parametrize(("gpus", "size"), [(0, 1), (1, 1), (3, 2), (4, 4), (8, 8), (12, 8), (32, 32)])
