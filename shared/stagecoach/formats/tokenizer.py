@@ -137,15 +137,24 @@ def _files(source: TokenizerSource, special: SpecialTokens, adds_bos: bool, temp
         "tokenizer_class": "PreTrainedTokenizerFast",
         **special.by_name(),
     }
-    files = {
+    files: dict[str, bytes] = {}
+    if (source.folder / SENTENCEPIECE_MODEL).is_file():
+        files[SENTENCEPIECE_MODEL] = (source.folder / SENTENCEPIECE_MODEL).read_bytes()
+        # llama.cpp rebuilds the tokenizer from this file, and puts a word boundary behind control tokens unless told
+        config["add_prefix_space"] = _begins_words_after_control_tokens(source.tokenizer)
+    return files | {
         TOKENIZER_JSON: source.tokenizer.to_str(pretty=True).encode("utf-8"),
         TOKENIZER_CONFIG: _json_bytes(config),
         SPECIAL_TOKENS_MAP: _json_bytes(special.by_name()),
         CHAT_TEMPLATE: template.encode("utf-8"),
     }
-    if (source.folder / SENTENCEPIECE_MODEL).is_file():
-        files[SENTENCEPIECE_MODEL] = (source.folder / SENTENCEPIECE_MODEL).read_bytes()
-    return files
+
+
+def _begins_words_after_control_tokens(tokenizer: Tokenizer) -> bool:
+    """Say whether text right behind a control token is encoded as if a space stood before it."""
+    control = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special][-1:]
+    tokens = tokenizer.encode("".join([*control, "a"]), add_special_tokens=False).tokens
+    return tokens[len(control)].startswith(("▁", "Ġ"))
 
 
 def _json_bytes(value: Any) -> bytes:
