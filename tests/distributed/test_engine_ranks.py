@@ -25,6 +25,8 @@ from tests.distributed.training_cases import (
     micro_batch,
     reader,
     tiny_spec,
+    train,
+    train_layouts,
 )
 
 LAYOUTS: list[dict[str, Any]] = [
@@ -98,3 +100,49 @@ def test_a_checkpoint_is_continued_by_every_layout(tmp_path: Path) -> None:
         assert sorted(found) == sorted(expected)
         for key, value in expected.items():
             np.testing.assert_allclose(found[key], value, rtol=0, atol=1e-11, err_msg=f"{name} {key}")
+
+
+def skipped_steps(configs: list[TrainConfig]) -> list[tuple[bool, int, bool]]:
+    """Break one weight of rank 1, take a step; returns whether it was skipped, the updates, and whether moments moved."""
+    found = []
+    for config in configs:
+        spec, layout = tiny_spec(tied_embeddings=True), config.layout
+        topology = Topology(layout.data_parallel, layout.tensor_parallel, layout.pipeline_parallel)
+        dp_rank, a_rank = topology.coordinates(dist.get_rank()).dp, 4 // layout.data_parallel
+        engine = Engine(config, spec, topology, torch.device("cpu"), num_micro_batches=a_rank, shape=SHAPE)
+        engine.load_weights(reader(initial_weights(spec)))
+        if dist.get_rank() == 1:
+            broken = next(local for local in engine.model.parameters if local.name == "layers.4.mlp.down.weight")
+            broken.held_tensor[-1, -1] = float("inf")
+        batches = [micro_batch(i) for i in range(4)]
+        mine = batches[dp_rank * a_rank : (dp_rank + 1) * a_rank]
+        result = engine.train_step(mine, sum(batch.num_targets for batch in batches), 1e-3)
+        moved = any(state.exp_avg.any() or state.exp_avg_sq.any() for state in engine.optimizer.state)
+        found.append((result.skipped, engine.num_updates, bool(moved)))
+    return found
+
+
+@pytest.mark.distributed
+def test_a_gradient_that_is_not_finite_on_one_rank_skips_the_step_on_all(tmp_path: Path) -> None:
+    configs = [config_of("fp64", **layout) for layout in LAYOUTS]
+    for rank in run_ranks(2, skipped_steps, configs, folder=tmp_path, timeout_seconds=600):
+        assert rank == [(True, 0, False)] * len(LAYOUTS)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_bf16_moments_take_the_same_random_bits_on_every_layout(tmp_path: Path) -> None:
+    """In float64, so that what is rounded differs by 1e-15 between layouts and no bit falls the other way."""
+    spec = tiny_spec(tied_embeddings=True)
+
+    def of(**layout: Any) -> TrainConfig:
+        return config_of("fp64", **layout).model_copy(update={"moments_dtype": "bf16"})
+
+    _, pieces, _ = train(spec, of(), steps=5)
+    expected = assemble(spec, pieces)
+    ranks = run_ranks(2, train_layouts, spec, [of(**layout) for layout in LAYOUTS], 5, folder=tmp_path)
+    for index, layout in enumerate(LAYOUTS):
+        found = assemble(spec, [piece for rank in ranks for piece in rank[index][1]])
+        for key, value in expected.items():
+            difference = np.abs(found[key].astype(np.float64) - value.astype(np.float64)).max()
+            assert difference <= 1e-9, f"{layout} {key}"
