@@ -31,7 +31,7 @@ from stagecoach import last_words
 from stagecoach.errors import AcceleratorError, ConfigError, StagecoachError
 from stagecoach.keys import content_key
 from stagecoach.manifest import Manifest, read_manifest
-from stagecoach.outputs import Input, Output, open_input
+from stagecoach.outputs import Input, Output, input_key, open_input
 from stagecoach.paths import new_try_prefix, output_prefix, validate_name
 from stagecoach.plan_file import read_plan
 from stagecoach.progress import Progress
@@ -213,9 +213,7 @@ def _job_by_hand(store: ObjectStore, stage: str, file: str, settings: Settings) 
     if not isinstance(given, dict):
         raise ConfigError(f"--config {file}: inputs: expected an object of names and folders, got {str(given)[:80]}")
     inputs = {str(name): str(prefix) for name, prefix in given.items()}
-    keys = {
-        name: open_input(store, prefix, settings.scratch_dir).manifest.key for name, prefix in sorted(inputs.items())
-    }
+    keys = {name: input_key(open_input(store, prefix, settings.scratch_dir)) for name, prefix in sorted(inputs.items())}
     key = content_key(kind.name, kind.output_version, config, keys)
     name = validate_name(str(values.get("name", "by-hand")), "name")
     return Job(

@@ -274,6 +274,15 @@ def open_input(store: ObjectStore, prefix: str, scratch: Path) -> Input:
     return Input(store, prefix, manifest, scratch)
 
 
+def input_key(source: Input) -> str:
+    """Return what stands for an input in the key of what is made from it: its key, and for a part of an output (a
+    checkpoint of a training) where in it that lies, as another part under the same key holds other bytes.
+    """
+    key = source.manifest.key
+    _, found, part = source.prefix.rstrip("/").partition(f"-{key}/")
+    return f"{key}/{part}" if found else key
+
+
 def _blocks_are_equal(path: Path, entry: ObjectEntry) -> bool:
     """Compare a local file with its block digests, several blocks at a time: faster than one digest of the whole."""
     if not path.is_file() or path.stat().st_size != entry.size_bytes:

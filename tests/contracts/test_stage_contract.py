@@ -94,6 +94,23 @@ def test_a_stage_reads_its_inputs_and_commits_its_output(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def test_by_hand_two_parts_of_one_output_are_two_inputs(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two checkpoints of a training carry its key; what is made from them must not be taken for one another."""
+    _use(monkeypatch, _copy)
+    for number in (1, 2):
+        part = Output(store, f"{NATIVE}iter_{number}/", tmp_path / "parts")
+        part.write_bytes("weights", str(number).encode())
+        part.commit(task="checkpoint", key="00aa", name="m", output_version=1)
+        file = tmp_path / "task.json"
+        config = {"tensor_parallel": 1, "pipeline_parallel": 1}
+        file.write_text(json.dumps({"config": config, "inputs": {"native": f"{NATIVE}iter_{number}/"}, "name": "m"}))
+        assert contract.stage_main("shard", ["--store", store.url, "--config", str(file)]) == 0
+    made = [store.get(info.key) for info in store.list("shards/") if info.key.endswith("rank")]
+    assert sorted(made) == [b"1", b"2"]
+
+
 def test_what_is_done_is_not_done_again(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     _use(monkeypatch, _copy)
     _main(store)

@@ -62,7 +62,7 @@ def bring(
 def _download(candidate: Candidate, store: ObjectStore) -> None:
     config = candidate.config.model_dump(mode="json")
     request = {"task": candidate.node.kind.name, "config": config, "inputs": {}, "name": candidate.name}
-    _run(["stagecoach_download", "--store", store.url, "--config", "-"], json.dumps(request))
+    run_module(["stagecoach_download", "--store", store.url, "--config", "-"], json.dumps(request))
 
 
 def look(arguments: Sequence[str], request: str = "") -> None:
@@ -71,10 +71,11 @@ def look(arguments: Sequence[str], request: str = "") -> None:
     Raises:
         StageFailed: It failed.
     """
-    _run(["stagecoach_pack.look", *arguments], request)
+    run_module(["stagecoach_pack.look", *arguments], request)
 
 
-def _run(module: Sequence[str], request: str) -> None:
+def run_module(module: Sequence[str], request: str) -> None:
+    """Run ``python -m`` with these words and that standard input on this terminal; raises ``StageFailed``."""
     done = subprocess.run([sys.executable, "-m", *module], input=request, text=True, env=child_environ(), check=False)
     if done.returncode:
         raise StageFailed(done.returncode)

@@ -12,7 +12,20 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import Exit, TyperException
 
-from stagecoach_workflows.cli import bucket, cluster, doctor, logs, look, pages, releases, render, run, serve, shell
+from stagecoach_workflows.cli import (
+    bucket,
+    cluster,
+    doctor,
+    export,
+    logs,
+    look,
+    pages,
+    releases,
+    render,
+    run,
+    serve,
+    shell,
+)
 
 _USAGE_EXIT_CODE = 78
 _INTERRUPTED_EXIT_CODE = 130
@@ -25,7 +38,7 @@ commands = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # drawing help with rich costs as much as everything else together
 )
-for module in (run, look, render, cluster, logs, doctor, bucket, releases, pages, serve, shell):
+for module in (run, look, render, cluster, logs, doctor, bucket, export, releases, pages, serve, shell):
     module.register(commands)
 
 
