@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stagecoach import last_words
 from stagecoach.contract import exit_code_of
-from stagecoach.errors import ConfigError, MissingInputError, UnavailableError
+from stagecoach.errors import ConfigError, MissingInputError, StagecoachError, UnavailableError
 from stagecoach.paths import plan_key, validate_run_id
 from stagecoach.plan_file import Plan, plan_bytes, read_plan
 from stagecoach.recipe.download import DownloadModelConfig, ResolvedFile
@@ -172,7 +172,7 @@ class HubLister:
                 f"{where}: there is no such repository or revision, or HF_TOKEN may not read it; correct the source"
             ) from error
         except (HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
-            raise UnavailableError(f"{where}: the Hub does not answer ({type(error).__name__}); try again") from error
+            raise _hub_error(where, error) from error
         card: Any = getattr(info, "card_data", None)
         configs = (card.get("configs") or ()) if card is not None else ()
         return HubListing(
@@ -207,7 +207,7 @@ class HubLister:
         except EntryNotFoundError as error:
             raise MissingInputError(f"{where}: there is no such file") from error
         except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
-            raise UnavailableError(f"{where}: the Hub does not answer ({type(error).__name__}); try again") from error
+            raise _hub_error(where, error) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -286,6 +286,15 @@ def _leaves(prefix: str, value: Any) -> dict[str, Any]:
     if isinstance(value, Mapping):
         return {name: leaf for key, part in value.items() for name, leaf in _leaves(f"{prefix}{key}.", part).items()}
     return {prefix.rstrip("."): value}
+
+
+def _hub_error(where: str, error: Exception) -> StagecoachError:
+    """Return what a failed request to the Hub means: a right that is missing, or something that may pass."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return ConfigError(f"{where}: the Hub answers {status}: set HF_TOKEN to a token that may read it")
+    answer = f"does not answer ({type(error).__name__})" if status is None else f"answers {status}"
+    return UnavailableError(f"{where}: the Hub {answer}; try again")
 
 
 def _resolved_file(file: RepoSibling) -> ResolvedFile:

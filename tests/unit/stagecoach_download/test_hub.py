@@ -13,23 +13,26 @@ from stagecoach.recipe.download import ResolvedFile
 from stagecoach.settings import Settings
 from stagecoach_download.fetch import copy_file
 from stagecoach_download.hub import HubReader
-from tests.unit.stagecoach_download.hub_server import HubServer, hub_server
+from tests.hub_server import TOKEN, Hub, running_hub
 
-COMMIT = "c" * 40
 CONTENT = bytes(range(256)) * 40
+FILES = {"model.safetensors": CONTENT}
 FILE = ResolvedFile(path="model.safetensors", size_bytes=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
-PATH = f"/owner/name/resolve/{COMMIT}/model.safetensors"
 
 
 @pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with hub_server() as server:
-        server.files[PATH] = CONTENT
+def hub() -> Iterator[Hub]:
+    with running_hub() as server:
+        server.add("owner/name", FILES)
         yield server
 
 
-def reader(hub: HubServer, **settings: object) -> HubReader:
-    return HubReader("owner/name", "model", COMMIT, Settings(hub_endpoint=hub.url, **settings))  # type: ignore[arg-type]
+def commit_of(hub: Hub, name: str = "owner/name") -> str:
+    return str(hub.repos[name].commit_of("main"))
+
+
+def reader(hub: Hub, **settings: object) -> HubReader:
+    return HubReader("owner/name", "model", commit_of(hub), Settings(hub_endpoint=hub.url, **settings))  # type: ignore[arg-type]
 
 
 def fetched(hub_reader: HubReader) -> bytes:
@@ -38,52 +41,68 @@ def fetched(hub_reader: HubReader) -> bytes:
     return stream.getvalue()
 
 
-def test_a_file_is_read_at_the_commit(hub: HubServer) -> None:
+def test_a_file_is_read_at_the_commit(hub: Hub) -> None:
     assert fetched(reader(hub)) == CONTENT
-    assert hub.requests == [(PATH, None, None)]
+    assert hub.reads == [(f"/owner/name/resolve/{commit_of(hub)}/model.safetensors", None, None)]
 
 
-def test_data_sets_have_their_own_addresses(hub: HubServer) -> None:
-    hub.files["/datasets" + PATH] = CONTENT
-    assert fetched(HubReader("owner/name", "dataset", COMMIT, Settings(hub_endpoint=hub.url))) == CONTENT
+def test_a_branch_that_moves_on_changes_nothing(hub: Hub) -> None:
+    planned = reader(hub)
+    hub.repos["owner/name"].branches["main"] = {"model.safetensors": b"new"}
+    assert fetched(planned) == CONTENT
 
 
-def test_a_cut_connection_is_taken_up_with_a_range(hub: HubServer) -> None:
+def test_data_sets_have_their_own_addresses(hub: Hub) -> None:
+    hub.add("datasets/owner/data", FILES)
+    commit = commit_of(hub, "datasets/owner/data")
+    assert fetched(HubReader("owner/data", "dataset", commit, Settings(hub_endpoint=hub.url))) == CONTENT
+    assert [path for path, _, _ in hub.reads] == [f"/datasets/owner/data/resolve/{commit}/model.safetensors"]
+
+
+def test_a_cut_connection_is_taken_up_with_a_range(hub: Hub) -> None:
     hub.behaviours = ["cut:1000"]
     assert fetched(reader(hub)) == CONTENT
-    assert [asked for _, asked, _ in hub.requests] == [None, "bytes=1000-"]
+    assert [asked for _, asked, _ in hub.reads] == [None, "bytes=1000-"]
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
-def test_a_busy_hub_is_asked_again(hub: HubServer, status: int) -> None:
+def test_a_busy_hub_is_asked_again(hub: Hub, status: int) -> None:
     hub.behaviours = [f"status:{status}"] * 2
     assert fetched(reader(hub)) == CONTENT
-    assert len(hub.requests) == 3
+    assert len(hub.reads) == 3
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refusal_says_what_to_do(hub: HubServer, status: int) -> None:
+def test_a_refusal_says_what_to_do(hub: Hub, status: int) -> None:
     hub.behaviours = [f"status:{status}"]
     with pytest.raises(ConfigError, match=f"answers {status}: accept the repository's terms and set HF_TOKEN"):
         fetched(reader(hub))
 
 
-def test_a_file_that_is_gone_is_a_missing_input(hub: HubServer) -> None:
-    hub.files.clear()
+def test_a_gated_repository_is_read_with_a_token_only(hub: Hub) -> None:
+    hub.repos["owner/name"].gated = True
+    with pytest.raises(ConfigError, match="answers 401: accept the repository's terms and set HF_TOKEN"):
+        fetched(reader(hub))
+    assert fetched(reader(hub, hub_token=TOKEN)) == CONTENT
+
+
+def test_a_file_that_is_gone_is_a_missing_input(hub: Hub) -> None:
+    hub.repos["owner/name"].snapshots[commit_of(hub)].clear()
     with pytest.raises(MissingInputError, match="the Hub answers 404"):
         fetched(reader(hub))
 
 
-def test_the_token_goes_to_the_hub_but_not_to_where_it_redirects(hub: HubServer) -> None:
-    with hub_server() as storage:
-        storage.files[PATH] = CONTENT
+def test_the_token_goes_to_the_hub_but_not_to_where_it_redirects(hub: Hub) -> None:
+    with running_hub() as storage:
+        storage.add("owner/name", FILES)
+        commit_of(storage)
         hub.behaviours = [f"redirect:{storage.url.replace('127.0.0.1', 'localhost')}"]
         assert fetched(reader(hub, hub_token="hf_secret")) == CONTENT
-        assert hub.requests[0][2] == "Bearer hf_secret"
-        assert [authorization for _, _, authorization in storage.requests] == [None]
+        assert hub.reads[0][2] == "Bearer hf_secret"
+        assert [authorization for _, _, authorization in storage.reads] == [None]
 
 
-def test_offline_means_offline(hub: HubServer) -> None:
+def test_offline_means_offline(hub: Hub) -> None:
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE forbids"):
         reader(hub, hub_offline=True)
     assert hub.requests == []

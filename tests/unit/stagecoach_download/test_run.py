@@ -22,7 +22,7 @@ from stagecoach.source_identity import HubListing, data_config, model_config, to
 from stagecoach.storage.memory import MemoryStore
 from stagecoach_download.run import check, run
 from stagecoach_download.sources import StoreReader
-from tests.unit.stagecoach_download.hub_server import hub_server
+from tests.hub_server import running_hub
 
 SEED = {"kind": "seed", "vocab_size": 640, "hidden_size": 32, "intermediate_size": 64}
 
@@ -103,13 +103,13 @@ def test_an_object_that_changed_after_the_plan_is_refused(tmp_path: Path) -> Non
 def test_a_hub_data_set_comes_from_the_planned_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = b'{"messages": []}\n'
     file = ResolvedFile(path="train.jsonl", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-    config = DownloadDataConfig(source=HubSource(repo="o/d"), commit="d" * 40, files=(file,))
-    with hub_server() as hub:
-        hub.files[f"/datasets/o/d/resolve/{'d' * 40}/train.jsonl"] = content
+    with running_hub() as hub:
+        commit = hub.add("datasets/o/d", {"train.jsonl": content}).commit_of("main")
+        config = DownloadDataConfig(source=HubSource(repo="o/d"), commit=commit, files=(file,))
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         output, files = output_of(config, tmp_path)
     assert files == {"train.jsonl": content}
-    assert output.summary["commit"] == "d" * 40
+    assert output.summary["commit"] == commit
 
 
 def test_a_hub_source_that_nobody_resolved_is_refused(tmp_path: Path) -> None:

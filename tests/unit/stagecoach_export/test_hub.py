@@ -16,8 +16,8 @@ from stagecoach.settings import Settings
 from stagecoach.storage.memory import MemoryStore
 from stagecoach_export import run
 from stagecoach_export.hub import push
+from tests.hub_server import TOKEN, Hub, running_hub
 from tests.tiny_models import Pipeline
-from tests.unit.stagecoach_export.hub_server import TOKEN, Hub, hub
 
 # The client itself sends streams in a way that its HTTP library calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -32,7 +32,7 @@ FILES = {
 
 @pytest.fixture
 def server() -> Iterator[Hub]:
-    with hub() as started:
+    with running_hub() as started:
         yield started
 
 
@@ -53,28 +53,31 @@ class TestPush:
     def test_a_new_repository_is_private_and_holds_the_export(self, server: Hub, exported: Input) -> None:
         pushed = _push(server, exported)
         repo = server.repos["team/model"]
-        assert repo["private"] is True
-        assert repo["branches"]["main"] == FILES
-        assert repo["commits"] == ["the note"]
+        assert repo.private is True
+        assert repo.branches["main"] == FILES
+        assert repo.messages == ["the note"]
         assert pushed.url == f"{server.url}/team/model/commit/{pushed.commit}"
 
     def test_branch_and_message(self, server: Hub, exported: Input) -> None:
         _push(server, exported, branch="v2", commit_message="hello", private=False)
         repo = server.repos["team/model"]
-        assert (repo["private"], repo["commits"]) == (False, ["hello"])
-        assert repo["branches"] == {"main": {}, "v2": FILES}
+        assert (repo.private, repo.messages) == (False, ["hello"])
+        assert repo.branches == {"main": {}, "v2": FILES}
 
-    def test_stale_weights_go_and_other_files_stay(self, server: Hub, exported: Input) -> None:
+    @pytest.mark.parametrize("page_files", [1000, 2])
+    def test_stale_weights_go_and_other_files_stay(self, server: Hub, exported: Input, page_files: int) -> None:
+        """Also where the repository lists its files in pages, the stale ones on the last."""
+        server.page_files = page_files
         old = {"model.safetensors": b"old", "pytorch_model.bin": b"old", "notes.txt": b"mine", "config.json": b"old"}
-        server.repos["team/model"] = {"private": True, "branches": {"main": dict(old)}, "commits": []}
+        server.add("team/model", old, private=True)
         _push(server, exported)
-        assert server.repos["team/model"]["branches"]["main"] == {**FILES, "notes.txt": b"mine"}
+        assert server.repos["team/model"].branches["main"] == {**FILES, "notes.txt": b"mine"}
 
     def test_a_cut_push_goes_on(self, server: Hub, exported: Input) -> None:
         server.fail_uploads_after = 1
         with pytest.raises(UnavailableError, match="the Hub answers 501; run it again to go on"):
             _push(server, exported)
-        assert server.repos["team/model"]["branches"]["main"] == {}
+        assert server.repos["team/model"].branches["main"] == {}
         server.fail_uploads_after = None
         _push(server, exported)
         assert server.uploads == [5000, 6000]
@@ -114,17 +117,17 @@ class TestRecord:
         assert self.CONFIG.push is not None
         record = json.loads(exported.store.get(push_record_key("exports/m-1/", self.CONFIG.push)))
         assert (record["repo"], record["branch"]) == ("team/model", "main")
-        assert server.repos["team/model"]["commits"] == ["Stagecoach: tiny, iteration 3"]
+        assert server.repos["team/model"].messages == ["Stagecoach: tiny, iteration 3"]
 
     def test_a_push_is_done_once(self, server: Hub, exported: Input) -> None:
         run.finish(self.CONFIG, exported, exported.store)
         run.finish(self.CONFIG, exported, exported.store)
-        assert len(server.repos["team/model"]["commits"]) == 1
+        assert len(server.repos["team/model"].messages) == 1
 
     def test_another_branch_is_another_push(self, server: Hub, exported: Input) -> None:
         run.finish(self.CONFIG, exported, exported.store)
         run.finish(ExportConfig(push=PushConfig(repo="team/model", branch="b")), exported, exported.store)
-        assert len(server.repos["team/model"]["commits"]) == 2
+        assert len(server.repos["team/model"].messages) == 2
 
     def test_without_push_nothing_happens(self, server: Hub, exported: Input) -> None:
         run.finish(ExportConfig(), exported, exported.store)
