@@ -24,6 +24,8 @@ from stagecoach_workflows.policy import is_retryable
 
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 180.0
+_ENDED_BY_US = (128 + signal.SIGTERM, 128 + signal.SIGKILL)
+"""Exit codes of a task that a stop of the whole run ended, or a second one killed; not that task's failure."""
 
 
 class State(StrEnum):
@@ -286,11 +288,14 @@ class Engine:
 
     def _outcome(self) -> Outcome:
         failed = sorted(self._failed(), key=lambda run: run.ended_seconds or 0.0)
-        if failed:
-            first = failed[0]
+        first = failed[0] if failed else None
+        if first is not None and not (self._stop_signals and first.exit_code in _ENDED_BY_US):
             return Outcome(exit_code=first.exit_code or 70, failed_task=first.spec.name, message=first.last_sentence())
-        if any(run.state is State.OMITTED for run in self.runs.values()):
-            return Outcome(exit_code=143, message="stopped before it was finished; run it again to go on")
+        if any(run.state not in ENDED_WELL for run in self.runs.values()):
+            code = first.exit_code if first is not None else None
+            return Outcome(
+                exit_code=code or _ENDED_BY_US[0], message="stopped before it was finished; run it again to go on"
+            )
         return Outcome(exit_code=0)
 
 

@@ -219,6 +219,13 @@ time.sleep(60)
     assert time.monotonic() - began < 30
 
 
+def test_a_stop_is_no_failure_of_the_task_that_it_ended(tmp_path: Path) -> None:
+    script = f"import pathlib, time; pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(60)"
+    made = engine(tmp_path, [task("a")], [container("a", script)])
+    made._on_tick = _stopping(made, tmp_path / "ready", times=1)
+    assert made.run() == Outcome(exit_code=143, message="stopped before it was finished; run it again to go on")
+
+
 def _stopping(made: Engine, ready: Path, *, times: int) -> Callable[[Mapping[str, TaskRun]], None]:
     """A watcher that asks for a stop so many times, a tick apart, once the stage is ready for it."""
     left = times
