@@ -1,9 +1,10 @@
 """Finds what nothing needs any more and deletes it, manifests first, so that nothing half-deleted is ever trusted.
 
-Kept: every output that the plan of a kept run names; what a release points to and everything that was made from; every
-output in the plan of a run that has not succeeded and has given a sign of life (plan, record, heartbeat of its training)
-within seven days; and, inside a kept output, the objects that its manifest lists. Objects of tries that no manifest
-lists go once they are older than that, as an equal run may still be writing.
+Kept: every output that the plan of a kept run names; what the records of a release point to (all, or the newest few
+exports that served) and everything that was made from; every output in the plan of a run that has not succeeded and has
+given a sign of life (plan, record, heartbeat of its training) within seven days; and, inside a kept output, the objects
+that its manifest lists. Objects of tries that no manifest lists go once they are older than that, as an equal run may
+still be writing.
 """
 
 from __future__ import annotations
@@ -52,20 +53,28 @@ class GcPlan:
         return sum(item.size_bytes for item in self.garbage)
 
 
-def plan_gc(store: ObjectStore, keep_runs: int, now_unix_seconds: float | None = None) -> GcPlan:
+def plan_gc(
+    store: ObjectStore,
+    keep_runs: int,
+    now_unix_seconds: float | None = None,
+    *,
+    keep_releases: int | None = None,
+) -> GcPlan:
     """Return what nothing needs, without deleting anything.
 
     Args:
         store: The bucket.
         keep_runs: How many of the newest runs keep all their outputs.
         now_unix_seconds: The time to count ages from; None is now.
+        keep_releases: How many of the newest exports that served under each name are kept, at least 1, so that the
+            one that serves always is; None keeps all. There is no way back to one that is gone.
 
     Raises:
         StagecoachError: A plan or manifest cannot be read; then nothing is known to be garbage.
     """
     now = time.time() if now_unix_seconds is None else now_unix_seconds
     runs = newest_run_ids(store)
-    plan = GcPlan(kept=_needed(store, runs, keep_runs, now), runs=frozenset(runs))
+    plan = GcPlan(kept=_needed(store, runs, keep_runs, now, keep_releases), runs=frozenset(runs))
     for prefix in output_prefixes(store):
         item = _leftovers(store, prefix, now) if prefix in plan.kept else _whole(store, prefix, now)
         if item is not None:
@@ -98,7 +107,9 @@ def _named_by_later_runs(store: ObjectStore, known: frozenset[str]) -> set[str]:
     return {task.output for plan in plans for task in plan.tasks.values()}
 
 
-def _needed(store: ObjectStore, run_ids: list[str], keep_runs: int, now: float) -> dict[str, str]:
+def _needed(
+    store: ObjectStore, run_ids: list[str], keep_runs: int, now: float, keep_releases: int | None
+) -> dict[str, str]:
     kept: dict[str, str] = {}
     signs = _last_signs(store)
     for position, run_id in enumerate(run_ids):
@@ -124,10 +135,12 @@ def _needed(store: ObjectStore, run_ids: list[str], keep_runs: int, now: float) 
                 if isinstance(source, dict) and source.get("kind") == "export":  # its model is trained on
                     kept.setdefault(str(source["export"]), reason)
     for name in release_names(store):
-        history = read_releases(store, name)
-        for number, release in sorted(history.items(), reverse=True):
+        served: dict[str, int] = {}
+        for number, release in sorted(read_releases(store, name).items(), reverse=True):
             if release.export is not None:
-                _keep_ancestors(store, release.export, f"release {name} {number:04d}", kept)
+                served.setdefault(release.export, number)
+        for export, number in list(served.items())[:keep_releases]:
+            _keep_ancestors(store, export, f"release {name} {number:04d}", kept)
     return kept
 
 

@@ -149,6 +149,15 @@ def verify(
 
 def gc(
     keep: Annotated[int, typer.Option(min=0, help="How many of the newest runs keep all their outputs.")],
+    keep_releases: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUM",
+            help="How many exports that served under each name are kept; all without it.",
+            show_default=False,
+        ),
+    ] = None,
     store: options.Store = "",
     delete: Annotated[
         bool, typer.Option("--delete", help="Really delete; without it, only show what would go.")
@@ -159,7 +168,7 @@ def gc(
     from stagecoach_workflows.bucket.gc import delete_garbage, plan_gc
 
     opened = open_bucket(store)
-    plan = plan_gc(opened, keep)
+    plan = plan_gc(opened, keep, keep_releases=keep_releases)
     if json_output:
         echo_json(
             {"garbage": [asdict(item) for item in plan.garbage], "kept": plan.kept, "size_bytes": plan.size_bytes}

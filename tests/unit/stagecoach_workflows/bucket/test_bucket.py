@@ -13,6 +13,7 @@ from stagecoach.paths import finished_prefix, manifest_key, plan_key
 from stagecoach.plan_file import Plan, TaskPlan
 from stagecoach.records import write_numbered, write_record
 from stagecoach.releases import Release, append_release
+from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.local import LocalStore
 from stagecoach_workflows.bucket.gc import GRACE_SECONDS, delete_garbage, plan_gc
 from stagecoach_workflows.bucket.lineage import lineage, walk
@@ -24,11 +25,23 @@ OLD_RUN, NEW_RUN = "20261120T000000Z-a", "20261125T000000Z-a"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LocalStore:
+def directory(tmp_path: Path) -> LocalStore:
+    """A directory, for what needs files of chosen ages."""
     return LocalStore(tmp_path / "store")
 
 
-def _output(store: LocalStore, tmp_path: Path, prefix: str, data: bytes = b"x", **fields: Any) -> Output:
+@pytest.fixture(params=["directory", "s3"])
+def store(request: pytest.FixtureRequest, directory: LocalStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """An empty store of each kind; S3 is a fresh prefix on the session's SeaweedFS."""
+    if request.param == "directory":
+        return directory
+    server = request.getfixturevalue("seaweed")
+    server.use(monkeypatch)
+    found: ObjectStore = server.store()
+    return found
+
+
+def _output(store: ObjectStore, tmp_path: Path, prefix: str, data: bytes = b"x", **fields: Any) -> Output:
     output = Output(store, prefix, tmp_path / "scratch")
     output.summary.update(fields.pop("summary", {}))
     output.write_bytes("object", data)
@@ -37,7 +50,7 @@ def _output(store: LocalStore, tmp_path: Path, prefix: str, data: bytes = b"x", 
 
 
 def _plan(
-    store: LocalStore,
+    store: ObjectStore,
     run_id: str,
     created: float = NOW,
     lr: float = 1.0,
@@ -64,7 +77,7 @@ def _plan(
     store.put_if_absent(plan_key(run_id), plan.model_dump_json().encode())
 
 
-def test_runs_are_listed_newest_first_with_their_last_step(store: LocalStore, tmp_path: Path) -> None:
+def test_runs_are_listed_newest_first_with_their_last_step(store: ObjectStore, tmp_path: Path) -> None:
     _output(store, tmp_path, "trained/m-00ff/", task="train", summary={"last": 650, "last_loss": 0.25})
     _plan(store, OLD_RUN, train="trained/m-0000/")
     _plan(store, NEW_RUN, train="trained/m-00ff/")
@@ -82,19 +95,19 @@ def test_runs_are_listed_newest_first_with_their_last_step(store: LocalStore, tm
     ("states", "expected"),
     [([], "planned"), (["started"], "running"), (["started", "failed"], "failed"), (["started", "done"], "succeeded")],
 )
-def test_without_a_finish_record_the_tasks_tell_the_state(store: LocalStore, states: list[str], expected: str) -> None:
+def test_without_a_finish_record_the_tasks_tell_the_state(store: ObjectStore, states: list[str], expected: str) -> None:
     _plan(store, NEW_RUN, pack="packed/m-00ff/")
     for state in states:
         write_record(store, NEW_RUN, "pack", {"state": state})
     assert [row.state for row in list_runs(store)] == [expected]
 
 
-def test_a_folder_without_a_plan_is_no_run(store: LocalStore) -> None:
+def test_a_folder_without_a_plan_is_no_run(store: ObjectStore) -> None:
     store.put("runs/20261125T000000Z-x/notes", b"")
     assert list_runs(store) == []
 
 
-def test_show_counts_attempts_and_tells_the_last_message(store: LocalStore) -> None:
+def test_show_counts_attempts_and_tells_the_last_message(store: ObjectStore) -> None:
     _plan(store, NEW_RUN, pack="packed/m-00ff/")
     for record in ({"state": "started"}, {"state": "failed", "message": "store down"}, {"state": "started"}):
         write_record(store, NEW_RUN, "pack", record)
@@ -102,13 +115,13 @@ def test_show_counts_attempts_and_tells_the_last_message(store: LocalStore) -> N
     assert [(row.state, row.attempts, row.message) for row in rows] == [("started", 2, None)]
 
 
-def test_compare_lists_only_what_differs(store: LocalStore) -> None:
+def test_compare_lists_only_what_differs(store: ObjectStore) -> None:
     _plan(store, OLD_RUN, lr=1.0, pack="packed/m-00ff/")
     _plan(store, NEW_RUN, lr=2.0, pack="packed/m-00ff/")
     assert compare_runs(store, OLD_RUN, NEW_RUN) == [("recipe.train.lr", 1.0, 2.0)]
 
 
-def test_lineage_goes_down_to_the_files(store: LocalStore, tmp_path: Path) -> None:
+def test_lineage_goes_down_to_the_files(store: ObjectStore, tmp_path: Path) -> None:
     files = [{"path": "a.jsonl", "size_bytes": 1, "sha256": "00"}]
     _output(store, tmp_path, "sources/datasets/d-1/", config={"source": {"kind": "hub"}, "files": files})
     _output(store, tmp_path, "packed/m-2/", inputs={"data": "sources/datasets/d-1/", "gone": "sources/tokenizers/t-9/"})
@@ -117,7 +130,7 @@ def test_lineage_goes_down_to_the_files(store: LocalStore, tmp_path: Path) -> No
     assert lineage(store, "packed/m-2/").inputs[0].files == files
 
 
-def test_lineage_of_nothing_is_a_missing_input(store: LocalStore) -> None:
+def test_lineage_of_nothing_is_a_missing_input(store: ObjectStore) -> None:
     with pytest.raises(MissingInputError, match="no finished output here"):
         lineage(store, "packed/none/")
 
@@ -125,15 +138,13 @@ def test_lineage_of_nothing_is_a_missing_input(store: LocalStore) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"), [("flip", "expected sha256"), ("cut", "expected 1 bytes"), ("gone", "missing")]
 )
-def test_verify_names_what_differs(store: LocalStore, tmp_path: Path, damage: str, sentence: str) -> None:
+def test_verify_names_what_differs(store: ObjectStore, tmp_path: Path, damage: str, sentence: str) -> None:
     output = _output(store, tmp_path, "packed/m-2/")
     assert verify_output(store, "packed/m-2/") == []
-    path = store.root / output.objects["object"].path
-    path.chmod(0o644)
-    if damage == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(b"y" if damage == "flip" else b"")
+    path = output.objects["object"].path
+    store.delete([path])
+    if damage != "gone":
+        store.put(path, b"y" if damage == "flip" else b"")
     assert [(problem.name, sentence in problem.sentence) for problem in verify_output(store, "packed/m-2/")] == [
         ("object", True)
     ]
@@ -143,7 +154,7 @@ def _later(seconds: float = GRACE_SECONDS + 3600) -> float:
     return time.time() + seconds
 
 
-def test_gc_keeps_what_the_newest_runs_and_releases_need(store: LocalStore, tmp_path: Path) -> None:
+def test_gc_keeps_what_the_newest_runs_and_releases_need(store: ObjectStore, tmp_path: Path) -> None:
     _output(store, tmp_path, "native/m-1/")
     _output(store, tmp_path, "exports/m-2/", inputs={"native": "native/m-1/"})
     _output(store, tmp_path, "packed/m-3/")
@@ -156,13 +167,35 @@ def test_gc_keeps_what_the_newest_runs_and_releases_need(store: LocalStore, tmp_
     assert set(plan.kept) == {"packed/m-4/", "exports/m-2/", "native/m-1/"}
 
 
-def test_gc_spares_the_export_that_a_run_is_about_to_train_on(store: LocalStore, tmp_path: Path) -> None:
+def test_gc_keeps_as_many_releases_as_it_is_told(store: ObjectStore, tmp_path: Path) -> None:
+    """Of four exports that served, one twice; the one that serves is always kept."""
+    history: dict[int, Release] = {}
+    for number, name in enumerate("abcdb", 1):
+        export = f"exports/m-{name}/"
+        if number < 5:
+            _output(store, tmp_path, f"trained/m-{name}/")
+            _output(store, tmp_path, export, inputs={"trained": f"trained/m-{name}/"})
+        history[number] = Release(outcome="promoted", candidate=export, export=export)
+        append_release(store, "chat", {key: history[key] for key in history if key < number}, history[number])
+
+    def gone(keep_releases: int | None) -> set[str]:
+        plan = plan_gc(store, 0, _later(), keep_releases=keep_releases)
+        return {item.prefix for item in plan.garbage if item.prefix.startswith("exports/")}
+
+    assert gone(None) == set()
+    assert gone(3) == {"exports/m-a/"}
+    assert gone(2) == {"exports/m-a/", "exports/m-c/"}
+    plan = plan_gc(store, 0, _later(), keep_releases=1)
+    assert set(plan.kept) == {"exports/m-b/", "trained/m-b/"}
+
+
+def test_gc_spares_the_export_that_a_run_is_about_to_train_on(store: ObjectStore, tmp_path: Path) -> None:
     _output(store, tmp_path, "exports/m-2/")
     _plan(store, NEW_RUN, config={"source": {"kind": "export", "export": "exports/m-2/"}}, model="sources/models/m-9/")
     assert plan_gc(store, keep_runs=1, now_unix_seconds=_later()).garbage == []
 
 
-def test_gc_deletes_nothing_when_a_release_cannot_be_read(store: LocalStore, tmp_path: Path) -> None:
+def test_gc_deletes_nothing_when_a_release_cannot_be_read(store: ObjectStore, tmp_path: Path) -> None:
     _output(store, tmp_path, "exports/m-2/")
     append_release(store, "chat", {}, Release(outcome="promoted", candidate="exports/m-2/", export="exports/m-2/"))
     store.put("releases/chat/0002.json", b"{")
@@ -170,7 +203,7 @@ def test_gc_deletes_nothing_when_a_release_cannot_be_read(store: LocalStore, tmp
         plan_gc(store, keep_runs=0, now_unix_seconds=_later())
 
 
-def test_gc_spares_a_live_run_and_everything_young(store: LocalStore, tmp_path: Path) -> None:
+def test_gc_spares_a_live_run_and_everything_young(store: ObjectStore, tmp_path: Path) -> None:
     _output(store, tmp_path, "packed/m-3/")
     _output(store, tmp_path, "packed/m-4/")
     _plan(store, NEW_RUN, created=_later() - 3600, pack="packed/m-3/")
@@ -179,7 +212,8 @@ def test_gc_spares_a_live_run_and_everything_young(store: LocalStore, tmp_path: 
     assert [item.prefix for item in plan_gc(store, 0, _later()).garbage] == ["packed/m-4/"]
 
 
-def test_gc_spares_a_training_of_weeks_by_its_heartbeat(store: LocalStore, tmp_path: Path) -> None:
+def test_gc_spares_a_training_of_weeks_by_its_heartbeat(directory: LocalStore, tmp_path: Path) -> None:
+    store = directory
     _output(store, tmp_path, "native/m-1/")
     _plan(store, NEW_RUN, created=0.0, convert="native/m-1/", train="trained/m-2/")
     write_record(store, NEW_RUN, "train", {"state": "started"})
@@ -191,7 +225,8 @@ def test_gc_spares_a_training_of_weeks_by_its_heartbeat(store: LocalStore, tmp_p
     assert plan_gc(store, keep_runs=0).garbage == []
 
 
-def test_gc_spares_what_a_failed_run_needs_to_go_on(store: LocalStore, tmp_path: Path) -> None:
+def test_gc_spares_what_a_failed_run_needs_to_go_on(directory: LocalStore, tmp_path: Path) -> None:
+    store = directory
     _output(store, tmp_path, "native/m-1/")
     for info in list(store.list("")):
         os.utime(store.root / info.key, (0.0, 0.0))
@@ -202,7 +237,7 @@ def test_gc_spares_what_a_failed_run_needs_to_go_on(store: LocalStore, tmp_path:
     assert [item.prefix for item in plan_gc(store, keep_runs=0).garbage] == ["native/m-1/"]
 
 
-def test_gc_spares_what_a_run_names_that_was_planned_after_it_looked(store: LocalStore, tmp_path: Path) -> None:
+def test_gc_spares_what_a_run_names_that_was_planned_after_it_looked(store: ObjectStore, tmp_path: Path) -> None:
     _output(store, tmp_path, "native/m-1/")
     _output(store, tmp_path, "native/m-2/")
     plan = plan_gc(store, keep_runs=0, now_unix_seconds=_later())
@@ -211,7 +246,7 @@ def test_gc_spares_what_a_run_names_that_was_planned_after_it_looked(store: Loca
     assert [store.head(f"native/m-{name}/manifest.json") is not None for name in (1, 2)] == [True, False]
 
 
-def test_gc_removes_left_overs_of_other_tries_only(store: LocalStore, tmp_path: Path) -> None:
+def test_gc_removes_left_overs_of_other_tries_only(store: ObjectStore, tmp_path: Path) -> None:
     Output(store, "packed/m-3/", tmp_path / "1").write_bytes("object", b"left over")
     kept = _output(store, tmp_path, "packed/m-3/")
     _plan(store, NEW_RUN, created=0.0, pack="packed/m-3/")
@@ -222,7 +257,7 @@ def test_gc_removes_left_overs_of_other_tries_only(store: LocalStore, tmp_path: 
 
 
 def test_gc_deletes_the_manifest_before_any_object(
-    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _output(store, tmp_path, "packed/m-3/")
     deleted: list[list[str]] = []
@@ -232,7 +267,8 @@ def test_gc_deletes_the_manifest_before_any_object(
     assert len(deleted) == 2
 
 
-def test_gc_discards_what_interrupted_puts_left_behind_once_it_is_old(store: LocalStore) -> None:
+def test_gc_discards_what_interrupted_puts_left_behind_once_it_is_old(directory: LocalStore) -> None:
+    store = directory
     store.put("runs/x/notes", b"")
     left_over = store.root / ".stagecoach-tmp" / "left-over"
     left_over.parent.mkdir(exist_ok=True)
@@ -247,7 +283,7 @@ def test_gc_discards_what_interrupted_puts_left_behind_once_it_is_old(store: Loc
 @pytest.mark.parametrize("error", [StoreDenied, StoreUnavailable])
 @pytest.mark.parametrize("keep_runs", [0, 5])
 def test_gc_deletes_nothing_when_the_store_does_not_let_it_read_a_plan(
-    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[StoreError], keep_runs: int
+    store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[StoreError], keep_runs: int
 ) -> None:
     _output(store, tmp_path, "packed/m-3/")
     _plan(store, NEW_RUN, created=_later() - 3600, pack="packed/m-3/")
@@ -265,6 +301,6 @@ def test_gc_deletes_nothing_when_the_store_does_not_let_it_read_a_plan(
         list_runs(store)
 
 
-def test_a_plan_that_cannot_be_read_is_listed_as_that(store: LocalStore) -> None:
+def test_a_plan_that_cannot_be_read_is_listed_as_that(store: ObjectStore) -> None:
     store.put(plan_key(NEW_RUN), b"{")
     assert [(row.run_id, row.state) for row in list_runs(store)] == [(NEW_RUN, "unreadable")]
