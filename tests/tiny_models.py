@@ -16,6 +16,7 @@ from stagecoach.formats.casting import row_parts
 from stagecoach.formats.checkpoint import CheckpointIndex, Kind, StoredPiece, piece_tensor_name, rank_file_name
 from stagecoach.formats.masters import split_master
 from stagecoach.formats.native import NativeModel, NativeReader
+from stagecoach.formats.shards import SHARDS_JSON, Shards, shard_file_name, shards_as_pieces
 from stagecoach.formats.tensor_file import DTYPES, Array, TensorToWrite, write_tensor_file
 from stagecoach.manifest import Digests
 from stagecoach.outputs import Input, Output, open_input
@@ -229,6 +230,20 @@ class Pipeline:
         for name, entry in checkpoint.manifest.objects.items():
             output.adopt(f"iter_0000003/{name}", entry)
         output.summary.update({"last": 3, "best": None, "iterations": [3]})
+        return self._commit(output)
+
+    def checkpoint_of(self, shards: Input, prefix: str = "trained/m-1/") -> Input:
+        """Take finished shards as the output of a training of 1 step; only an index is missing, which is made here."""
+        found = Shards.from_bytes(shards.read_bytes(SHARDS_JSON))
+        entries = shards_as_pieces(found.spec, found.layout, lambda tp, pp: f"rank-{tp:05d}-{pp:05d}.safetensors")
+        index = CheckpointIndex.build(found.spec, entries).to_bytes()
+        checkpoint = self.finish(checkpoint_prefix(prefix, 1, 1), {"index.json": index}, in_place=True)
+        output = Output(self.store, prefix, self.scratch / "out")
+        output.adopt("iter_0000001/index.json", checkpoint.entry("index.json"))
+        for tp, pp in found.layout.ranks:
+            entry = shards.entry(shard_file_name(found.layout, tp, pp))
+            output.adopt(f"iter_0000001/rank-{tp:05d}-{pp:05d}.safetensors", entry)
+        output.summary.update({"last": 1, "best": None, "iterations": [1]})
         return self._commit(output)
 
     def _commit(self, output: Output, **fields: Any) -> Input:

@@ -24,18 +24,32 @@ def _folder(files: Input, folder: Path) -> Path:
     return folder
 
 
+LAYOUTS = [RankLayout(tensor, pipeline) for tensor in (1, 2, 4) for pipeline in (1, 2, 4)]
+
+
 @pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("layout", [RankLayout(1, 1), RankLayout(2, 3)], ids=["tp1-pp1", "tp2-pp3"])
-def test_logits_are_those_of_the_source(tmp_path: Path, family: str, layout: RankLayout) -> None:
+def test_logits_are_those_of_the_source_through_every_layout(tmp_path: Path, family: str) -> None:
+    """convert, shard, export, with the source's weights and the native ones deleted before export."""
+    config = {**CONFIGS[family], "num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 4}
     pipeline = Pipeline(LocalStore(tmp_path / "store"), tmp_path)
-    model = pipeline.finish("sources/models/m-1/", hub_directory(CONFIGS[family]))
+    model = pipeline.finish("sources/models/m-1/", hub_directory(config))
     source = transformers.AutoModelForCausalLM.from_pretrained(_folder(model, tmp_path / "source"))
     tokenizer = pipeline.finish("sources/tokenizers/m-1/", tokenizer_directory())
     native = pipeline.convert(model, tokenizer)
-    for info in list(pipeline.store.list("sources/models/")):
-        pipeline.store.delete([info.key])
-    exported = pipeline.export(pipeline.trained(native, layout), native, tokenizer, dtype="fp32")
-    found = transformers.AutoModelForCausalLM.from_pretrained(_folder(exported, tmp_path / "export"))
+    trained = {
+        layout: pipeline.checkpoint_of(
+            pipeline.shard(native, layout.tensor_parallel, layout.pipeline_parallel), f"trained/m-{number}/"
+        )
+        for number, layout in enumerate(LAYOUTS)
+    }
+    pipeline.store.delete([model.entry("model.safetensors").path, native.entry("model.safetensors").path])
+    exports = {
+        layout: pipeline.export(trained[layout], native, tokenizer, f"exports/m-{number}/", dtype="fp32")
+        for number, layout in enumerate(LAYOUTS)
+    }
+    digests = {layout: export.entry("model.safetensors").sha256 for layout, export in exports.items()}
+    assert digests == dict.fromkeys(LAYOUTS, digests[LAYOUTS[0]])
+    found = transformers.AutoModelForCausalLM.from_pretrained(_folder(exports[LAYOUTS[-1]], tmp_path / "export"))
     ids = torch.arange(5, 65)[None]
     with torch.no_grad():
         ours, theirs = found(ids).logits, source(ids).logits
