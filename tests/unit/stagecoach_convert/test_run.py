@@ -16,6 +16,7 @@ from stagecoach.errors import DataError
 from stagecoach.formats.native import NativeModel
 from stagecoach.formats.tensor_file import BFLOAT16, Array
 from stagecoach.outputs import Input
+from stagecoach.parallel.slicing import RankLayout
 from stagecoach.storage.memory import MemoryStore
 from tests.tiny_models import (
     CONFIGS,
@@ -245,18 +246,27 @@ class _FullStore(MemoryStore):
         super().put_file(key, path, final=final)
 
 
-def test_a_disk_that_fills_in_the_middle_leaves_nothing_that_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["convert", "shard", "export"])
+def test_a_disk_that_fills_in_the_middle_leaves_nothing_that_counts(tmp_path: Path, stage: str) -> None:
     store = _FullStore()
     pipeline = Pipeline(store, tmp_path)
     model = pipeline.finish("sources/models/m-1/", hub_directory(MISTRAL))
     tokenizer = pipeline.finish("sources/tokenizers/m-1/", tokenizer_directory())
+    native = pipeline.convert(model, tokenizer)
+    trained = pipeline.trained(native, RankLayout(2, 1))
+    run = {
+        "convert": lambda: pipeline.convert(model, tokenizer, prefix="native/m-2/"),
+        "shard": lambda: pipeline.shard(native, 2, 1),
+        "export": lambda: pipeline.export(trained, native, tokenizer),
+    }[stage]
+    before = {info.key for info in store.list("") if info.key.endswith("manifest.json")}
     store.room = 1
     with pytest.raises(OSError, match="No space left"):
-        pipeline.convert(model, tokenizer)
-    assert store.head("native/m-1/manifest.json") is None
+        run()
+    assert {info.key for info in store.list("") if info.key.endswith("manifest.json")} == before
     assert list((tmp_path / "out").iterdir()) == []
     store.room = None
-    assert "model.safetensors" in pipeline.convert(model, tokenizer).names()
+    assert len(run().names()) >= 2
 
 
 def test_pinned_bytes(pipeline: Pipeline) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from stagecoach.errors import DataError, MissingInputError
+from stagecoach.errors import CorruptObjectError, DataError, MissingInputError
 from stagecoach.formats.packed import FORMAT, FORMAT_VERSION
 from stagecoach.formats.tensor_file import BFLOAT16, TensorFile
-from stagecoach.outputs import Input
+from stagecoach.outputs import Input, Output, open_input
 from stagecoach.parallel.slicing import RankLayout
 from stagecoach.storage.memory import MemoryStore
 from tests.tiny_models import CONFIGS, Pipeline, hub_arrays, hub_directory, tokenizer_directory
@@ -186,6 +187,44 @@ class TestIteration:
     def test_best_needs_a_held_out_loss(self, tmp_path: Path) -> None:
         with pytest.raises(MissingInputError, match=r"a best iteration \(no held-out loss was recorded\), it keeps 3"):
             Made(tmp_path).export(iteration="best")
+
+    def test_best_is_the_recorded_one(self, tmp_path: Path) -> None:
+        made = Made(tmp_path)
+        self._checkpoint(made, 1)
+        output = Output(made.pipeline.store, "trained/m-2/", tmp_path / "out")
+        for name in made.trained.names():
+            output.adopt(name, made.trained.entry(name))
+        for info in made.pipeline.store.list("trained/m-1/iter_0000002/"):
+            made.pipeline.store.put(info.key.replace("m-1", "m-2"), made.pipeline.store.get(info.key))
+        output.summary.update({"last": 3, "best": 2, "iterations": [2, 3]})
+        output.commit(task="t", key="1", name="tiny", output_version=1)
+        made.trained = open_input(made.pipeline.store, "trained/m-2/", tmp_path / "in")
+        assert made.export(iteration="best").summary["iteration"] == 2
+        assert made.export(prefix="exports/m-2/").summary["iteration"] == 3
+
+    def test_a_checkpoint_half_uploaded_does_not_count(self, tmp_path: Path) -> None:
+        """Ranks upload first, the manifest comes last: without it an attempt is not there, however much of it lies there."""
+        made = Made(tmp_path)
+        self._checkpoint(made, 1)
+        for info in list(made.pipeline.store.list("trained/m-1/iter_0000002/attempt-0001/")):
+            if not info.key.endswith("manifest.json"):
+                key = info.key.replace("attempt-0001", "attempt-0002")
+                made.pipeline.store.put(key, made.pipeline.store.get(info.key))
+        assert made.export(iteration=2).summary["attempt"] == 1
+        made.pipeline.store.delete(["trained/m-1/iter_0000002/attempt-0001/manifest.json"])
+        with pytest.raises(MissingInputError, match="expected iteration 2, it keeps 3"):
+            made.export(iteration=2, prefix="exports/m-2/")
+
+    @pytest.mark.parametrize("change", [lambda data: data[:-8], lambda data: data[:-1] + b"x"], ids=["cut", "changed"])
+    def test_a_rank_whose_bytes_are_not_those_recorded_is_refused(
+        self, tmp_path: Path, change: Callable[[bytes], bytes]
+    ) -> None:
+        made = Made(tmp_path)
+        key = made.trained.entry("iter_0000003/rank-00001.safetensors").path
+        made.pipeline.store.put(key, change(made.pipeline.store.get(key)))
+        with pytest.raises(CorruptObjectError, match=r"rank-00001\.safetensors: expected \d+ bytes with sha256"):
+            made.export()
+        assert list(made.pipeline.store.list("exports/m-1/manifest.json")) == []
 
     def test_one_that_is_not_kept_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(MissingInputError, match="expected iteration 2, it keeps 3"):

@@ -28,6 +28,71 @@ MISTRAL_7B = {
 }
 
 
+def published(family: str, sizes: tuple[int, int, int, int, int | None, int], **more: Any) -> dict[str, Any]:
+    """A published config.json: (width, MLP width, layers, heads, key/value heads, vocabulary), and what else it says."""
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    dimensions = dict(zip((*names, "vocab_size"), sizes, strict=True))
+    classes = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    shared = {"model_type": family, "architectures": [f"{classes[family]}ForCausalLM"], "hidden_act": "silu"}
+    known = {name: size for name, size in dimensions.items() if size is not None}
+    return {**shared, **known, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, **more}
+
+
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+PUBLISHED = {
+    "Llama-1 7B": (published("llama", (4096, 11008, 32, 32, None, 32000)), 6_738_415_616),
+    "Llama-2 7B": (published("llama", (4096, 11008, 32, 32, 32, 32000)), 6_738_415_616),
+    "Llama-2 13B": (published("llama", (5120, 13824, 40, 40, 40, 32000)), 13_015_864_320),
+    "Llama-2 70B": (published("llama", (8192, 28672, 80, 64, 8, 32000)), 68_976_648_192),
+    "CodeLlama 7B": (published("llama", (4096, 11008, 32, 32, 32, 32016), rope_theta=1e6), 6_738_546_688),
+    "Llama-3.1 8B": (
+        published("llama", (4096, 14336, 32, 32, 8, 128256), rope_theta=5e5, rope_scaling=LLAMA3_SCALING),
+        8_030_261_248,
+    ),
+    "Llama-3.2 1B": (
+        published(
+            "llama",
+            (2048, 8192, 16, 32, 8, 128256),
+            rope_theta=5e5,
+            rope_scaling={**LLAMA3_SCALING, "factor": 32.0},
+            tie_word_embeddings=True,
+            head_dim=64,
+        ),
+        1_235_814_400,
+    ),
+    "TinyLlama": (published("llama", (2048, 5632, 22, 32, 4, 32000)), 1_100_048_384),
+    "SmolLM2 135M": (published("llama", (576, 1536, 30, 9, 3, 49152), tie_word_embeddings=True), 134_515_008),
+    "Mistral 7B v0.2": (
+        published("mistral", (4096, 14336, 32, 32, 8, 32000), rope_theta=1e6, sliding_window=None),
+        7_241_732_096,
+    ),
+    "Mistral 7B v0.3": (
+        published("mistral", (4096, 14336, 32, 32, 8, 32768), rope_theta=1e6, sliding_window=None),
+        7_248_023_552,
+    ),
+    "Qwen2.5 0.5B": (published("qwen2", (896, 4864, 24, 14, 2, 151936), tie_word_embeddings=True), 494_032_768),
+    "Qwen3 0.6B": (
+        published("qwen3", (1024, 3072, 28, 16, 8, 151936), tie_word_embeddings=True, head_dim=128),
+        596_049_920,
+    ),
+}
+"""Published models and how many parameters they are known to have."""
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_published_models_have_their_number_of_parameters(model: str) -> None:
+    config, num_parameters = PUBLISHED[model]
+    spec = ModelSpec.from_hf_config(config)
+    assert spec.num_parameters == num_parameters
+    assert (spec.rope_theta, spec.tied_embeddings) == (config.get("rope_theta", 1e4), config["tie_word_embeddings"])
+
+
 class TestReadingConfig:
     def test_mistral_7b(self) -> None:
         spec = ModelSpec.from_hf_config(MISTRAL_7B)
