@@ -254,19 +254,19 @@ def test_a_disk_that_fills_in_the_middle_leaves_nothing_that_counts(tmp_path: Pa
     tokenizer = pipeline.finish("sources/tokenizers/m-1/", tokenizer_directory())
     native = pipeline.convert(model, tokenizer)
     trained = pipeline.trained(native, RankLayout(2, 1))
-    run = {
+    runs: dict[str, Callable[[], Input]] = {
         "convert": lambda: pipeline.convert(model, tokenizer, prefix="native/m-2/"),
         "shard": lambda: pipeline.shard(native, 2, 1),
         "export": lambda: pipeline.export(trained, native, tokenizer),
-    }[stage]
+    }
     before = {info.key for info in store.list("") if info.key.endswith("manifest.json")}
     store.room = 1
     with pytest.raises(OSError, match="No space left"):
-        run()
+        runs[stage]()
     assert {info.key for info in store.list("") if info.key.endswith("manifest.json")} == before
     assert list((tmp_path / "out").iterdir()) == []
     store.room = None
-    assert len(run().names()) >= 2
+    assert len(runs[stage]().names()) >= 2
 
 
 def test_pinned_bytes(pipeline: Pipeline) -> None:
