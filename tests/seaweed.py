@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,10 @@ class Restartable:
         """The variables with which a process finds it."""
         return self.server.environ()
 
+    def user_environ(self, user: str) -> dict[str, str]:
+        """The variables with which a process finds it as one of the users whose policies it was given."""
+        return {**self.environ(), "AWS_ACCESS_KEY_ID": f"{user}-key", "AWS_SECRET_ACCESS_KEY": f"{user}-secret"}
+
     def start(self) -> None:
         """Start it and wait until it answers."""
         self.process = local_s3._start(self.command, self.data_dir, self.run_dir)
@@ -90,6 +95,8 @@ class Restartable:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
 
     def freeze(self) -> None:
         """Let all its processes stand still: connections stay and nothing answers."""
@@ -103,8 +110,14 @@ class Restartable:
 
 
 @contextmanager
-def restartable_seaweed(data_dir: Path) -> Iterator[Restartable]:
-    """Run a server that can be stopped for the time of the block."""
+def restartable_seaweed(data_dir: Path, policies: Mapping[str, str] | None = None) -> Iterator[Restartable]:
+    """Run a server that can be stopped for the time of the block.
+
+    Args:
+        data_dir: Where its files lie; must not exist.
+        policies: User name -> the IAM policy (JSON) that the server enforces for that user; ``user_environ`` has the
+            credentials.
+    """
     (data_dir / "data").mkdir(parents=True)
     run_dir = Path(tempfile.mkdtemp(prefix="stagecoach-s3-"))
     names = local_s3._PORTS
@@ -116,6 +129,7 @@ def restartable_seaweed(data_dir: Path) -> Iterator[Restartable]:
         bucket=local_s3.BUCKET,
     )
     command = local_s3._command(local_s3._find_program(), data_dir / "data", run_dir, ports, server)
+    _add_users(run_dir / "s3.json", policies or {})
     made = Restartable(server, data_dir, run_dir, command)
     try:
         made.start()
@@ -123,3 +137,18 @@ def restartable_seaweed(data_dir: Path) -> Iterator[Restartable]:
     finally:
         made.stop()
         local_s3._remove_traces(run_dir, data_dir / "data", ports)
+
+
+def _add_users(config: Path, policies: Mapping[str, str]) -> None:
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values["policies"] = [{"name": user, "content": policy} for user, policy in policies.items()]
+    values["identities"] += [
+        {
+            "name": user,
+            "credentials": [{"accessKey": f"{user}-key", "secretKey": f"{user}-secret"}],
+            "actions": [],
+            "policyNames": [user],
+        }
+        for user in policies
+    ]
+    config.write_text(json.dumps(values), encoding="utf-8")

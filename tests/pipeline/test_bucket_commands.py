@@ -22,6 +22,8 @@ from stagecoach_workflows.recipes_shipped import load_recipe
 from tests.micro_run import RUN, TASKS, MicroWork
 from tests.seaweed import SeaweedServer
 
+pytestmark = pytest.mark.xdist_group("micro")  # one process, so that the run that they share is made once
+
 AGAIN = f"{RUN}-again"
 
 

@@ -15,6 +15,8 @@ from stagecoach_workflows.bucket.verify import verify_output
 from stagecoach_workflows.cli.main import app
 from tests.micro_run import RUN, MicroWork
 
+pytestmark = pytest.mark.xdist_group("micro")  # one process, so that the run that they share is made once
+
 STEPS = 600
 
 
