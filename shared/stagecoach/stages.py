@@ -97,7 +97,7 @@ TASKS: dict[str, TaskKind] = {
             stage="pack",
             writes="packed",
             reads={"tokenizer": "download-tokenizer", "data": "download-data"},
-            output_version=2,  # near copies are held out together
+            output_version=3,  # keys of tools and arguments keep their order
             config=PackTaskConfig,
             named_after="data",
         ),

@@ -1,33 +1,43 @@
-"""Reads every row of every source once, checks it, and spools it to a scratch file with its hash and origin.
+"""Reads every row of every source once, checks it, and spools it with its hash and origin.
 
-The whole input is known to be good before the first token is made, and memory holds about 60 bytes a row whatever its
-text.
+Conversations that are packed whatever else is read can be handed on at once, so that tokenising need not wait.
 """
 
 from __future__ import annotations
 
-import contextlib
-from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from stagecoach.errors import DataError
 from stagecoach.recipe.data import DataConfig, DataSource
-from stagecoach_pack.conversation import HASH_BYTES, Conversation, conversation_from_json
+from stagecoach_pack.conversation import Conversation
+from stagecoach_pack.mixing import takes_all
 from stagecoach_pack.problems import RowProblem, SourceProblems, refuse
 from stagecoach_pack.sources.prepare import Chain, chain_of
 from stagecoach_pack.sources.readers import DataFile, is_ignored, read_rows
 from stagecoach_pack.sources.schemas import RowReader, detect_format
+from stagecoach_pack.spool import Spool
 
 _MOST_FILES = 2**16 - 1
 
 Progress = Callable[[int, str], None]
 """Called with the rows read so far and a note."""
+
+Take = Callable[[int, int, Conversation], None]
+"""Called with a conversation's index in the spool, its source's index, and the conversation."""
+
+
+class Rate:
+    """Rows a second since it was made, in words."""
+
+    def __init__(self) -> None:
+        self._begin_seconds = time.monotonic()
+
+    def of(self, rows: int) -> str:
+        """Return the rate at which ``rows`` rows came."""
+        return f"{rows / max(time.monotonic() - self._begin_seconds, 1e-9):,.0f} rows/s"
 
 
 @dataclass(slots=True)
@@ -44,96 +54,6 @@ class SourceCounts:
     ignored_files: list[str] = field(default_factory=list)
 
 
-class Spool:
-    """Conversations on disk in the order they were read, with their origins in memory.
-
-    The arrays, one item a conversation: ``sources`` uint16, ``files`` uint16 (index into ``file_names``), ``rows``
-    uint64 (from 1), ``digests`` uint8 [n, 16], ``sides`` uint64 (see ``Conversation.side``).
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Start an empty spool in a scratch folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._bodies = open(folder / "conversations.spool", "w+b", buffering=1024 * 1024)  # noqa: SIM115 - closed by close()
-        self._ids = open(folder / "ids.spool", "w+b", buffering=1024 * 1024)  # noqa: SIM115
-        self._paths = (folder / "conversations.spool", folder / "ids.spool")
-        self._body_ends, self._id_ends = array("Q", [0]), array("Q", [0])
-        self._sources, self._files, self._rows = array("H"), array("H"), array("Q")
-        self._sides = array("Q")
-        self._digests = bytearray()
-        self.file_names: list[str] = []
-
-    def __len__(self) -> int:
-        """Return the number of conversations."""
-        return len(self._rows)
-
-    def add(self, conversation: Conversation, source: int, file: int, row: int) -> None:
-        """Append one conversation.
-
-        Raises:
-            RowProblem: Its text has no UTF-8 form.
-        """
-        body, digest = conversation.to_json()
-        identity = conversation.identity.encode("utf-8", "backslashreplace")
-        self._bodies.write(body)
-        self._ids.write(identity)
-        self._body_ends.append(self._body_ends[-1] + len(body))
-        self._id_ends.append(self._id_ends[-1] + len(identity))
-        self._digests += digest
-        self._sides.append(conversation.side())
-        self._sources.append(source)
-        self._files.append(file)
-        self._rows.append(row)
-
-    @property
-    def sources(self) -> npt.NDArray[np.uint16]:
-        """Source of each conversation."""
-        return np.frombuffer(self._sources, np.uint16) if self._sources else np.zeros(0, np.uint16)
-
-    @property
-    def files(self) -> npt.NDArray[np.uint16]:
-        """File of each conversation."""
-        return np.frombuffer(self._files, np.uint16) if self._files else np.zeros(0, np.uint16)
-
-    @property
-    def rows(self) -> npt.NDArray[np.uint64]:
-        """Row of each conversation in its file, from 1."""
-        return np.frombuffer(self._rows, np.uint64) if self._rows else np.zeros(0, np.uint64)
-
-    @property
-    def digests(self) -> npt.NDArray[np.uint8]:
-        """Hash of each conversation's messages and tools, [n, 16]."""
-        return np.frombuffer(bytes(self._digests), np.uint8).reshape(-1, HASH_BYTES)
-
-    @property
-    def sides(self) -> npt.NDArray[np.uint64]:
-        """Number of each conversation that decides whether it is held out."""
-        return np.frombuffer(self._sides, np.uint64) if self._sides else np.zeros(0, np.uint64)
-
-    def conversations(self, chosen: npt.NDArray[np.int64]) -> Iterator[Conversation]:
-        """Yield the conversations of these indices, which ascend."""
-        self._bodies.flush()
-        for index in chosen.tolist():
-            self._bodies.seek(self._body_ends[index])
-            yield conversation_from_json(self._bodies.read(self._body_ends[index + 1] - self._body_ends[index]))
-
-    def identity(self, index: int) -> bytes:
-        """Return the row's own id as UTF-8; empty where it has none."""
-        if self._id_ends[index] == self._id_ends[index + 1]:
-            return b""
-        self._ids.flush()
-        self._ids.seek(self._id_ends[index])
-        return self._ids.read(self._id_ends[index + 1] - self._id_ends[index])
-
-    def close(self) -> None:
-        """Remove the scratch files."""
-        self._bodies.close()
-        self._ids.close()
-        for path in self._paths:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-
-
 @dataclass(slots=True)
 class Collected:
     """What reading all sources found, one item a source in the recipe's order."""
@@ -147,15 +67,24 @@ def collect(
     files: Mapping[str, Sequence[DataFile]],
     spool: Spool,
     on_progress: Progress = lambda _rows, _note: None,
+    take: Take | None = None,
 ) -> Collected:
     """Read all sources into ``spool``.
+
+    Args:
+        data: The recipe's data section.
+        files: Local files of each source.
+        spool: Gets every usable conversation.
+        on_progress: Told how far it is.
+        take: Gets at once, in order, what mixing will take whatever else is read; the spool keeps no text of it.
 
     Raises:
         DataError: A file is damaged, a source has no data file or no row, or rows are bad and may not be dropped.
     """
     collected = Collected([], [])
     for number, source in enumerate(data.sources):
-        collector = _SourceCollector(source, number, spool, on_progress)
+        take_source = take if takes_all(source) else None
+        collector = _SourceCollector(source, number, spool, on_progress, take_source, data.remove_duplicates)
         collector.read(files[source.name], stop_at_bad=data.on_bad_row == "stop")
         collected.counts.append(collector.counts)
         collected.problems.append(collector.problems)
@@ -182,11 +111,21 @@ def refuse_bad_rows(data: DataConfig, collected: Collected) -> None:
 class _SourceCollector:
     """Reads one source."""
 
-    def __init__(self, source: DataSource, number: int, spool: Spool, on_progress: Progress) -> None:
+    def __init__(
+        self,
+        source: DataSource,
+        number: int,
+        spool: Spool,
+        on_progress: Progress,
+        take: Take | None,
+        remove_duplicates: bool,
+    ) -> None:
         self._source = source
         self._number = number
         self._spool = spool
         self._on_progress = on_progress
+        self._take = take
+        self._remove_duplicates = remove_duplicates
         self._chain: Chain = chain_of(source)
         self._reader = RowReader(source, source.format) if source.format != "auto" else None
         self.problems = SourceProblems.of(source.name)
@@ -217,19 +156,29 @@ class _SourceCollector:
         file_number = len(self._spool.file_names) - 1
         if file_number > _MOST_FILES:
             raise DataError(f"data: expected at most {_MOST_FILES + 1} files over all sources, got more; join them")
+        rate = Rate()
         for row_number, value in read_rows(file):
             self.counts.rows_read += 1
             try:
-                conversation = self._conversation(value)
-                if conversation is not None:
-                    self._spool.add(conversation, self._number, file_number, row_number)
-                    self.counts.rows_usable += 1
+                self._read_row(value, file_number, row_number)
             except RowProblem as problem:
                 self.problems.add(file.name, row_number, problem)
             except RecursionError:
                 self.problems.add(file.name, row_number, RowProblem("nested too deeply", "", "less nesting", "more"))
             if self.counts.rows_read % 1000 == 0:
-                self._on_progress(self.counts.rows_read, f"reading {self._source.name}: {self.counts.rows_read} rows")
+                note = f"reading {self._source.name}: {self.counts.rows_read} rows, {rate.of(row_number)}"
+                self._on_progress(self.counts.rows_read, note)
+
+    def _read_row(self, value: Any, file_number: int, row_number: int) -> None:
+        conversation = self._conversation(value)
+        if conversation is None:
+            return
+        index, is_new = self._spool.add(
+            conversation, self._number, file_number, row_number, keep_body=self._take is None
+        )
+        self.counts.rows_usable += 1
+        if self._take is not None and (is_new or not self._remove_duplicates):
+            self._take(index, self._number, conversation)
 
     def _conversation(self, value: Any) -> Conversation | None:
         """Return the row's conversation, or None if a filter drops it."""

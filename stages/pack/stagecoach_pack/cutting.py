@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stagecoach.errors import DataError
 from stagecoach.formats.packed import CUT_BEFORE, CUT_BEHIND
 from stagecoach.recipe.pack import TooLong
 from stagecoach_pack.labels import Labelled
@@ -36,6 +35,10 @@ class Piece:
     flags: int = 0
 
 
+class TooLongError(Exception):
+    """A conversation is too long; whoever knows its origin puts it before the sentence."""
+
+
 class Cutter:
     """Applies one rule and counts what it did."""
 
@@ -46,11 +49,11 @@ class Cutter:
         self._bos_id = bos_id
         self.counts: Counter[str] = Counter()
 
-    def pieces(self, talk: Labelled, origin: str) -> list[Piece]:
+    def pieces(self, talk: Labelled) -> list[Piece]:
         """Return the documents that one conversation becomes; none if it is dropped.
 
         Raises:
-            DataError: It is too long and the rule is ``error``.
+            TooLongError: It is too long and the rule is ``error``.
         """
         trained = talk.trained.copy()
         trained[:1] = False
@@ -58,8 +61,8 @@ class Cutter:
             return [Piece(talk.ids, trained)]
         self.counts["too_long"] += 1
         if self._rule == "error":
-            raise DataError(
-                f"{origin}: expected at most pack.pack_tokens = {self._capacity} tokens, got {len(talk.ids)};"
+            raise TooLongError(
+                f"expected at most pack.pack_tokens = {self._capacity} tokens, got {len(talk.ids)};"
                 " raise it, or set pack.too_long to split, truncate or drop"
             )
         if self._rule == "drop":

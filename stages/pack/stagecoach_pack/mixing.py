@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +27,19 @@ class Selection:
     """What becomes of every conversation.
 
     Attributes:
-        copies: How often each is in the training packs, int64 [n].
+        copies: How often each is in the training packs, uint16 [n].
         held_out: Which are held out, bool [n]; their copies are 0.
         duplicate: Which equal an earlier one, bool [n]; their copies are 0.
     """
 
-    copies: Indices
+    copies: npt.NDArray[np.uint16]
     held_out: npt.NDArray[np.bool_]
     duplicate: npt.NDArray[np.bool_]
+
+
+def takes_all(source: DataSource) -> bool:
+    """Tell whether every distinct conversation of a source is packed or held out, whatever else is read."""
+    return source.rows is None and source.weight >= 1
 
 
 def select(
@@ -41,9 +47,8 @@ def select(
     source_of: npt.NDArray[np.uint16],
     digests: npt.NDArray[np.uint8],
     sides: npt.NDArray[np.uint64],
+    duplicate: npt.NDArray[np.bool_],
     pack: PackConfig,
-    *,
-    remove_duplicates: bool,
 ) -> Selection:
     """Decide for every conversation.
 
@@ -52,24 +57,22 @@ def select(
         source_of: Source of each conversation, uint16 [n].
         digests: Hash of each conversation, uint8 [n, 16].
         sides: The number that decides whether it is held out, uint64 [n].
+        duplicate: Leave these out, bool [n].
         pack: Says what is held out.
-        remove_duplicates: Keep only the first of equal conversations.
 
     Raises:
         DataError: A source has fewer conversations than its ``rows``, or nothing is left to train on.
     """
-    high, low = _halves(digests)
-    duplicate = _later_equals(high, low) if remove_duplicates else np.zeros(len(high), np.bool_)
     held_out = _held_out(sides, duplicate, pack)
-    copies = np.zeros(len(high), np.int64)
+    copies = np.zeros(len(digests), np.uint16)
     for number, source in enumerate(sources):
-        members = np.flatnonzero((source_of == number) & ~duplicate & ~held_out)
+        chosen: npt.NDArray[Any] = (source_of == number) & ~duplicate & ~held_out
         if source.rows is not None:
-            members = sample_rows(members, source.rows, source.rows_seed, source.name)
-        copies[members] = _copies(low[members], source.weight)
+            chosen = sample_rows(np.flatnonzero(chosen), source.rows, source.rows_seed, source.name)
+        copies[chosen] = _copies(digests, chosen, source.weight)
     if not copies.any():
         raise DataError(
-            f"data: expected conversations to train on, got none of {len(high)} ({int(held_out.sum())} are held"
+            f"data: expected conversations to train on, got none of {len(digests)} ({int(held_out.sum())} are held"
             " out); lower pack.heldout_share"
         )
     return Selection(copies, held_out, duplicate)
@@ -90,20 +93,6 @@ def sample_rows(members: Indices, rows: int, seed: int, name: str) -> Indices:
     return np.sort(members[drawn])
 
 
-def _halves(digests: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    pairs = np.ascontiguousarray(digests).view(">u8")
-    return pairs[:, 0].astype(np.uint64), pairs[:, 1].astype(np.uint64)
-
-
-def _later_equals(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Mark every conversation that equals one before it."""
-    order = np.lexsort((np.arange(len(high)), low, high))
-    same = (high[order][1:] == high[order][:-1]) & (low[order][1:] == low[order][:-1])
-    later = np.zeros(len(high), np.bool_)
-    later[order[1:][same]] = True
-    return later
-
-
 def _held_out(
     sides: npt.NDArray[np.uint64], duplicate: npt.NDArray[np.bool_], pack: PackConfig
 ) -> npt.NDArray[np.bool_]:
@@ -122,8 +111,13 @@ def _held_out(
     return np.asarray((sides <= last) & ~duplicate, np.bool_)
 
 
-def _copies(low: npt.NDArray[np.uint64], weight: float) -> Indices:
-    """Return how often each conversation is taken: the whole part of the weight, and once more for a share by hash."""
+def _copies(digests: npt.NDArray[np.uint8], chosen: npt.NDArray[Any], weight: float) -> int | npt.NDArray[np.uint16]:
+    """Return how often each chosen conversation is taken: the whole part of the weight, and once more for a share by
+    hash.
+    """
     whole = int(weight)
+    if whole == weight:
+        return whole
     threshold = np.uint64(min(int((weight - whole) * 2.0**64), 2**64 - 1))
-    return whole + (low < threshold).astype(np.int64)
+    low = np.ascontiguousarray(digests[chosen]).view(">u8")[:, 1]
+    return whole + (low < threshold).astype(np.uint16)

@@ -15,6 +15,9 @@ steps. A million documents take one to two seconds. A pack that holds ``max_docu
 from __future__ import annotations
 
 import hashlib
+from array import array
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +59,10 @@ class _FreeSpaces:
         return word * _WORD_BITS + (bits & -bits).bit_length() - 1
 
 
-def best_fit_decreasing(lengths: npt.NDArray[np.int64], capacity: int, max_documents: int) -> npt.NDArray[np.int64]:
-    """Return the pack of each document, int64 [n]; packs are numbered from 0 in the order in which they were opened.
+def best_fit_decreasing(
+    lengths: npt.NDArray[np.integer[Any]], capacity: int, max_documents: int
+) -> npt.NDArray[np.uint32]:
+    """Return the pack of each document, uint32 [n]; packs are numbered from 0 in the order in which they were opened.
 
     Args:
         lengths: Tokens of each document, all from 1 to ``capacity``.
@@ -69,13 +74,12 @@ def best_fit_decreasing(lengths: npt.NDArray[np.int64], capacity: int, max_docum
     """
     if len(lengths) and (lengths.min() < 1 or lengths.max() > capacity):
         raise DataError(f"packing: expected lengths from 1 to {capacity}, got {lengths.min()} to {lengths.max()}")
-    pack_of = np.empty(len(lengths), np.int64)
-    order = np.argsort(-lengths, kind="stable")
+    order = np.argsort(capacity - lengths.astype(np.int32), kind="stable")
     stacks: list[list[int]] = [[] for _ in range(capacity + 1)]
     spaces = _FreeSpaces(capacity)
     counts: list[int] = []
-    chosen: list[int] = []
-    for length in lengths[order].tolist():
+    chosen = array("I")
+    for length in chain.from_iterable(lengths[part].tolist() for part in np.array_split(order, len(order) >> 16 or 1)):
         space = spaces.smallest_from(length)
         if space < 0:
             space, pack = capacity, len(counts)
@@ -92,6 +96,7 @@ def best_fit_decreasing(lengths: npt.NDArray[np.int64], capacity: int, max_docum
             if not stacks[left]:
                 spaces.add(left)
             stacks[left].append(pack)
+    pack_of = np.empty(len(lengths), np.uint32)
     pack_of[order] = chosen
     return pack_of
 
@@ -108,11 +113,11 @@ def permutation(number: int, seed: int, purpose: str) -> npt.NDArray[np.int64]:
     """
     stream = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
     words = np.random.Philox(key=np.array([seed, stream], np.uint64)).random_raw(number)
-    return np.argsort(words, kind="stable").astype(np.int64)
+    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
 
 
 def plan_packs(
-    lengths: npt.NDArray[np.int64], capacity: int, max_documents: int, seed: int
+    lengths: npt.NDArray[np.integer[Any]], capacity: int, max_documents: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the order of the documents, pack after pack, and the number of documents of each pack.
 
@@ -128,9 +133,10 @@ def plan_packs(
     Returns:
         Permutation of the documents, int64 [n]; documents of each pack, int64 [packs].
     """
-    shuffled = permutation(len(lengths), seed, "documents")
+    shuffled = permutation(len(lengths), seed, "documents").astype(np.uint32)  # half the memory
     pack_of = best_fit_decreasing(lengths[shuffled], capacity, max_documents)
     num_packs = int(pack_of.max()) + 1 if len(pack_of) else 0
-    place = permutation(num_packs, seed, "packs")[pack_of]
-    order = np.lexsort((permutation(len(lengths), seed, "documents in packs"), place))
-    return shuffled[order], np.bincount(place, minlength=num_packs).astype(np.int64)
+    place = permutation(num_packs, seed, "packs").astype(np.uint32)[pack_of]
+    del pack_of
+    order = np.lexsort((permutation(len(lengths), seed, "documents in packs").astype(np.uint32), place))
+    return shuffled[order].astype(np.int64), np.bincount(place, minlength=num_packs)

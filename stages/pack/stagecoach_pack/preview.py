@@ -21,11 +21,12 @@ from stagecoach.recipe.data import DataConfig, DataSource
 from stagecoach.recipe.pack import TrainOn
 from stagecoach.recipe.source import DirectorySource
 from stagecoach_pack.chat import Renderer
-from stagecoach_pack.collect import Spool, collect
+from stagecoach_pack.collect import collect
 from stagecoach_pack.conversation import Conversation
 from stagecoach_pack.labels import Labelled, Labeller
 from stagecoach_pack.problems import RowProblem
 from stagecoach_pack.sources.readers import DataFile
+from stagecoach_pack.spool import Spool
 
 _TRAINED_STYLE = "bold green"
 _CONTROL_STYLE = "magenta"

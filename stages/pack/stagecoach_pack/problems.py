@@ -63,6 +63,11 @@ class SourceProblems:
         if len(self.examples) < _SHOWN:
             self.examples.append(f"{self.source}: {file}: row {row}: {problem}")
 
+    def join(self, later: SourceProblems) -> None:
+        """Take those that were found after these."""
+        self.counts += later.counts
+        self.examples = (self.examples + later.examples)[:_SHOWN]
+
 
 def refuse(all_problems: list[SourceProblems], advice: str) -> DataError:
     """Return the error that shows the first ten problems of all sources and the total; a single one in one line."""

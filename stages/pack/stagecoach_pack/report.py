@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from stagecoach.recipe.tasks import PackTaskConfig
-from stagecoach_pack.collect import Collected, Spool
+from stagecoach_pack.collect import Collected
 from stagecoach_pack.mixing import Selection
 from stagecoach_pack.packing import best_fit_decreasing, permutation
+from stagecoach_pack.spool import Spool
 from stagecoach_pack.tokens import TokenCounts
 from stagecoach_pack.write import Split
 

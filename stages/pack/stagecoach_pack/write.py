@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import numpy.typing as npt
 from stagecoach.formats.packed import DOCUMENT, BitWriter, pack_records, plan_sha256
 from stagecoach.outputs import Output
 from stagecoach.recipe.pack import PackConfig
-from stagecoach_pack.collect import Spool
 from stagecoach_pack.documents import DocumentStore
 from stagecoach_pack.packing import plan_packs
+from stagecoach_pack.spool import Spool
+
+_RECORDS_AT_ONCE = 1 << 16
 
 
 @dataclass(slots=True)
@@ -30,7 +33,7 @@ class Split:
 
     documents: npt.NDArray[Any]
     packs: npt.NDArray[Any]
-    targets: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.uint32]
     plan_sha256: str
 
     def summary(self, pack_tokens: int) -> dict[str, Any]:
@@ -41,7 +44,7 @@ class Split:
             "num_packs": len(self.packs),
             "num_documents": len(self.documents),
             "num_tokens": num_tokens,
-            "num_trained_tokens": int(self.targets.sum()),
+            "num_trained_tokens": int(self.targets.sum(dtype=np.int64)),
             "fill": num_tokens / slots if slots else 0.0,
             "max_documents_in_pack": int(self.packs["num_documents"].max()) if len(self.packs) else 0,
             "plan_sha256": self.plan_sha256,
@@ -51,8 +54,8 @@ class Split:
 def write_split(
     output: Output,
     name: str,
-    documents: npt.NDArray[np.int64],
-    copies: npt.NDArray[np.int64],
+    documents: npt.NDArray[np.uint32],
+    copies: npt.NDArray[np.uint16],
     store: DocumentStore,
     spool: Spool,
     pack: PackConfig,
@@ -68,17 +71,24 @@ def write_split(
         spool: The conversations they come from.
         pack: The recipe's pack section.
     """
-    lengths = store.lengths[documents]
-    order, num_documents = plan_packs(lengths, pack.pack_tokens, pack.max_documents_per_pack, pack.seed)
-    documents = documents[order]
-    records = _records(documents, copies[order], store, spool)
-    with output.create(f"{name}/ids.bin") as stream:
-        offset = 0
-        for place, conversation in enumerate(store.conversations[documents].tolist()):
-            identity = spool.identity(conversation)
-            records["id_offset"][place] = offset
-            stream.write(identity)
-            offset += len(identity)
+    order, num_documents = plan_packs(
+        store.lengths[documents], pack.pack_tokens, pack.max_documents_per_pack, pack.seed
+    )
+    documents, copies = documents[order], copies[order]
+    del order
+    records = _mapped_records(output.scratch / f"{name}.documents", len(documents))
+    first_token = id_offset = 0
+    with output.create(f"{name}/ids.bin") as ids, output.create(f"{name}/documents.bin") as stream:
+        for first in range(0, len(documents), _RECORDS_AT_ONCE):
+            part = slice(first, first + _RECORDS_AT_ONCE)
+            identities = spool.identities(store.conversations[documents[part]].astype(np.int64))
+            made = _records(documents[part], copies[part], store, spool)
+            made["first_token"] += np.uint64(first_token)
+            made["id_offset"] = id_offset + np.cumsum([0, *map(len, identities)])[:-1]
+            first_token += int(made["num_tokens"].sum(dtype=np.uint64))
+            id_offset += ids.write(b"".join(identities))
+            stream.write(made.data.cast("B"))
+            records[part] = made
     with ExitStack() as open_files:
         tokens_stream = open_files.enter_context(output.create(f"{name}/tokens.bin"))
         bits = open_files.enter_context(BitWriter(open_files.enter_context(output.create(f"{name}/trained.bits"))))
@@ -87,18 +97,26 @@ def write_split(
             bits.write(trained)
     targets = store.targets[documents]
     packs = pack_records(records, num_documents, targets)
-    output.write_bytes(f"{name}/documents.bin", records.tobytes())
     output.write_bytes(f"{name}/packs.bin", packs.tobytes())
     return Split(records, packs, targets, plan_sha256(records, packs))
 
 
+def _mapped_records(path: Path, number: int) -> npt.NDArray[Any]:
+    """Return room for DOCUMENT records in a file without a name, so that they take no memory of the process."""
+    if number == 0:
+        return np.zeros(0, DOCUMENT)
+    mapped = np.memmap(path, DOCUMENT, "w+", shape=(number,)).view(np.ndarray)
+    path.unlink()
+    return mapped
+
+
 def _records(
-    documents: npt.NDArray[np.int64], copies: npt.NDArray[np.int64], store: DocumentStore, spool: Spool
+    documents: npt.NDArray[np.uint32], copies: npt.NDArray[np.uint16], store: DocumentStore, spool: Spool
 ) -> npt.NDArray[Any]:
-    """Return the DOCUMENT records of documents in stored order, all but their ids' offsets."""
+    """Return the DOCUMENT records of documents in stored order, all but the ids' offsets; tokens count from 0."""
     lengths, conversations = store.lengths[documents], store.conversations[documents]
     records = np.zeros(len(documents), DOCUMENT)
-    records["first_token"] = np.cumsum(lengths) - lengths
+    records["first_token"] = np.cumsum(lengths, dtype=np.uint64) - lengths
     records["num_tokens"] = lengths
     records["skipped_tokens"] = store.skipped[documents]
     records["flags"] = store.flags[documents]

@@ -10,9 +10,10 @@ import pandas as pd  # type: ignore[import-untyped]
 import pytest
 
 from stagecoach.recipe.data import DataConfig
-from stagecoach_pack.collect import Collected, Spool, collect
+from stagecoach_pack.collect import Collected, collect
 from stagecoach_pack.mixing import select
 from stagecoach_pack.sources.readers import DataFile
+from stagecoach_pack.spool import Spool
 from stagecoach_workflows.recipes_shipped import load_recipe
 from tests.unit.stagecoach_pack.packing_runs import json_lines
 
@@ -99,9 +100,8 @@ def test_rows_after_each_filter(tmp_path: Path) -> None:
 def test_samples_are_those_of_pandas(tmp_path: Path) -> None:
     _, spool = read(tmp_path)
     data, pack = mixture(), load_recipe("codeact-mixture").pack
-    chosen = select(
-        data.sources, spool.sources, spool.digests, spool.sides, pack, remove_duplicates=data.remove_duplicates
-    )
+    duplicate = spool.duplicates & data.remove_duplicates
+    chosen = select(data.sources, spool.sources, spool.digests, spool.sides, duplicate, pack)
     names = [source.name for source in data.sources]
     taken = {
         name: np.flatnonzero((chosen.copies == 1) & (spool.sources == number)) for number, name in enumerate(names)
@@ -109,7 +109,7 @@ def test_samples_are_those_of_pandas(tmp_path: Path) -> None:
     for name, kept in (("openorca", "cot."), ("sharegpt", "s")):
         frame = pd.DataFrame(row for row in small_files()[name] if row["id"].startswith(kept) and row["id"] != "short")
         drawn = frame.sample(n=SAMPLED[name], random_state=42, replace=False)
-        assert {spool.identity(index).decode() for index in taken[name].tolist()} == set(drawn["id"])
+        assert {identity.decode() for identity in spool.identities(taken[name])} == set(drawn["id"])
     assert {name: len(indices) for name, indices in taken.items()} == {
         "codeact": 3,
         "openorca": 40,

@@ -18,12 +18,16 @@ from hypothesis import strategies as st
 from stagecoach.errors import DataError
 from stagecoach.recipe.data import DataConfig, DataSource
 from stagecoach.recipe.source import EmbeddedSource
-from stagecoach_pack.collect import Spool, collect
+from stagecoach_pack.collect import collect
 from stagecoach_pack.conversation import Conversation, plain_text
 from stagecoach_pack.problems import RowProblem
 from stagecoach_pack.sources.readers import DataFile
+from stagecoach_pack.spool import Spool
 
-GOOD = {"id": "x", "messages": [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "a"}]}
+GOOD: dict[str, Any] = {
+    "id": "x",
+    "messages": [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "a"}],
+}
 
 
 def config(*names: str, **options: Any) -> DataConfig:
@@ -55,8 +59,43 @@ def test_conversations_come_back_with_their_origin(tmp_path: Path, spool: Spool)
     assert spool.files.tolist() == [0, 0, 1, 2]
     assert spool.file_names == ["s/a.jsonl", "s/b.jsonl", "t/c.jsonl"]
     assert spool.rows.tolist() == [1, 2, 1, 1]
-    assert spool.identity(3) == b"x"
+    assert spool.identities(np.array([3])) == [b"x"]
     assert [talk.messages for talk in spool.conversations(np.array([0, 3]))] == [GOOD["messages"], GOOD["messages"]]
+
+
+def test_only_later_equals_are_duplicates_whatever_the_source(tmp_path: Path, spool: Spool) -> None:
+    other = {"messages": [{"role": "user", "content": "Grüße"}, {"role": "assistant", "content": "b"}]}
+    question, answer = GOOD["messages"]
+    weighted = {"messages": [question, {**answer, "weight": 0}]}
+    files = {
+        "s": [file(tmp_path, "a.jsonl", GOOD, other, GOOD)],
+        "t": [file(tmp_path, "b.jsonl", other, weighted)],
+    }
+    collect(config("s", "t"), files, spool)
+    assert spool.duplicates.tolist() == [False, False, True, True, True]
+
+
+def test_what_is_packed_anyway_is_handed_on_and_the_rest_is_spooled(tmp_path: Path, spool: Spool) -> None:
+    sources = (
+        DataSource(name="s", source=EmbeddedSource()),
+        DataSource(name="t", source=EmbeddedSource(), rows=1),
+        DataSource(name="u", source=EmbeddedSource(), weight=0.5),
+        DataSource(name="v", source=EmbeddedSource(), weight=1.5),
+    )
+    talks = [[{"role": "user", "content": name}] for name in "stuv"]
+    files = {
+        name: [file(tmp_path, f"{name}.jsonl", *[{"messages": talk}] * 2)]
+        for name, talk in zip("stuv", talks, strict=True)
+    }
+    taken: list[tuple[int, int, Any]] = []
+    collect(
+        DataConfig(name="d", sources=sources),
+        files,
+        spool,
+        take=lambda index, source, talk: taken.append((index, source, talk.messages)),
+    )
+    assert taken == [(0, 0, talks[0]), (6, 3, talks[3])]
+    assert [talk.messages for talk in spool.conversations(np.array([2, 4]))] == [talks[1], talks[2]]
 
 
 def test_bad_rows_stop_with_the_first_ten_and_the_total(tmp_path: Path, spool: Spool) -> None:
@@ -111,7 +150,7 @@ def test_equal_messages_have_equal_digests_whatever_the_id_and_weights() -> None
     first = Conversation([{"role": "user", "content": "u"}], None, "1")
     second = Conversation([{"content": "u", "role": "user", "weight": 0}], None, "2")
     other = Conversation([{"role": "user", "content": "u"}], [{"type": "function", "function": {"name": "f"}}])
-    digests = [talk.to_json()[1].hex() for talk in (first, second, other)]
+    digests = [talk.digest().hex() for talk in (first, second, other)]
     assert digests[0] == digests[1] == "75a92d31789aa87e104c323af84e718d"
     assert digests[2] != digests[0]
 
@@ -121,8 +160,7 @@ def test_equal_messages_have_equal_digests_whatever_the_id_and_weights() -> None
 def test_the_hash_is_that_of_sorted_compact_json(turns: list[tuple[str, str]]) -> None:
     messages = [{"role": role, "content": content} for role, content in turns]
     expected = json.dumps([messages, None], ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
-    body, digest = Conversation(messages).to_json()
-    assert (body, digest) == (expected, hashlib.blake2b(expected, digest_size=16).digest())
+    assert Conversation(messages).digest() == hashlib.blake2b(expected, digest_size=16).digest()
 
 
 @settings(max_examples=1000, deadline=None)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stagecoach.errors import DataError
 from stagecoach.formats.packed import CUT_BEFORE, CUT_BEHIND
 from stagecoach.recipe.pack import TooLong
-from stagecoach_pack.cutting import Cutter, Piece
+from stagecoach_pack.cutting import Cutter, Piece, TooLongError
 from stagecoach_pack.labels import Labelled
 
 
@@ -19,7 +18,7 @@ def pieces(trained: str, capacity: int, rule: TooLong, *breaks: int, bos: int | 
         np.array([mark == "#" for mark in trained]),
         np.array(breaks, np.int64),
     )
-    return Cutter(capacity, rule, bos).pieces(talk, "s/a.jsonl: row 3")
+    return Cutter(capacity, rule, bos).pieces(talk)
 
 
 def shown(found: list[Piece]) -> list[tuple[list[int], str, int, int]]:
@@ -44,8 +43,8 @@ def test_dropping_leaves_nothing() -> None:
     assert pieces("..##", 3, "drop") == []
 
 
-def test_an_error_names_row_and_length() -> None:
-    with pytest.raises(DataError, match=r"s/a\.jsonl: row 3: expected at most pack\.pack_tokens = 3 tokens, got 4"):
+def test_an_error_says_the_length() -> None:
+    with pytest.raises(TooLongError, match=r"^expected at most pack\.pack_tokens = 3 tokens, got 4"):
         pieces("..##", 3, "error")
 
 
@@ -87,5 +86,5 @@ def test_pieces_behind_the_first_begin_with_bos() -> None:
 def test_counts_say_what_was_done() -> None:
     cutter = Cutter(4, "truncate", None)
     talk = Labelled(np.arange(9, dtype=np.int32), np.ones(9, np.bool_), np.zeros(0, np.int64))
-    cutter.pieces(talk, "x")
+    cutter.pieces(talk)
     assert cutter.counts == {"too_long": 1, "tokens_dropped": 5}

@@ -20,10 +20,11 @@ from stagecoach.errors import DataError
 from stagecoach.recipe.data import DataConfig, DataSource
 from stagecoach.recipe.source import EmbeddedSource
 from stagecoach_pack.chat import Renderer
-from stagecoach_pack.collect import Spool, collect
+from stagecoach_pack.collect import collect
 from stagecoach_pack.labels import Labeller
 from stagecoach_pack.problems import RowProblem
 from stagecoach_pack.sources.readers import DataFile
+from stagecoach_pack.spool import Spool
 from tests.unit.stagecoach_pack.chat_tokenizers import chat_tokenizer
 
 NUM_ROWS = 12

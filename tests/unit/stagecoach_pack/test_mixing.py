@@ -22,7 +22,8 @@ def digests(number: int, seed: int = 0) -> npt.NDArray[np.uint8]:
 def chosen(hashes: npt.NDArray[np.uint8], *, source: dict[str, Any] | None = None, **pack: Any) -> Selection:
     sources = [DataSource(name="s", source=EmbeddedSource(), **(source or {}))]
     config = PackConfig(pack_tokens=64, too_long="drop", **pack)
-    return select(sources, np.zeros(len(hashes), np.uint16), hashes, sides(hashes), config, remove_duplicates=True)
+    of_source = np.zeros(len(hashes), np.uint16)
+    return select(sources, of_source, hashes, sides(hashes), np.zeros(len(hashes), np.bool_), config)
 
 
 def sides(hashes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
@@ -30,11 +31,15 @@ def sides(hashes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     return np.ascontiguousarray(hashes).view(">u8")[:, 0].astype(np.uint64)
 
 
-def test_only_the_first_of_equal_conversations_is_kept() -> None:
-    hashes = digests(4)[[0, 1, 0, 2, 1, 0]]
-    found = chosen(hashes)
-    assert found.duplicate.tolist() == [False, False, True, False, True, True]
-    assert found.copies.tolist() == [1, 1, 0, 1, 0, 0]
+def test_duplicates_are_neither_trained_on_nor_held_out() -> None:
+    source = DataSource(name="s", source=EmbeddedSource())
+    config = PackConfig(pack_tokens=64, too_long="drop", heldout_share=0.5)
+    is_duplicate = np.arange(100) % 3 == 1
+    hashes = digests(100)
+    found = select([source], np.zeros(100, np.uint16), hashes, sides(hashes), is_duplicate, config)
+    assert found.duplicate.tolist() == is_duplicate.tolist()
+    assert (found.copies + found.held_out).tolist() == (~is_duplicate).astype(int).tolist()
+    assert 20 < found.held_out.sum() < 45
 
 
 def test_a_share_is_held_out_by_hash() -> None:
@@ -95,6 +100,6 @@ def test_rows_and_weights_of_one_source_leave_the_other_alone() -> None:
     ]
     config = PackConfig(pack_tokens=64, too_long="drop")
     of_source = np.array([0] * 5 + [1] * 4, np.uint16)
-    found = select(sources, of_source, digests(9), sides(digests(9)), config, remove_duplicates=True)
+    found = select(sources, of_source, digests(9), sides(digests(9)), np.zeros(9, np.bool_), config)
     assert sorted(found.copies[:5].tolist()) == [0, 0, 2, 2, 2]
     assert found.copies[5:].tolist() == [1, 1, 1, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,7 @@ def plain_best_fit(lengths: list[int], capacity: int, max_documents: int) -> lis
     return packs
 
 
-def as_packs(pack_of: np.ndarray[tuple[int], np.dtype[np.int64]], lengths: list[int]) -> list[list[int]]:
+def as_packs(pack_of: npt.NDArray[np.uint32], lengths: list[int]) -> list[list[int]]:
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     return [[d for d in order if pack_of[d] == pack] for pack in range(int(pack_of.max()) + 1)] if lengths else []
 

@@ -49,6 +49,24 @@ def test_every_document_has_the_ids_and_bits_of_its_conversation(tmp_path: Path,
     assert seen == 60
 
 
+@pytest.mark.parametrize("sampled", [None, 2])
+def test_keys_of_tools_and_arguments_keep_their_order(tmp_path: Path, sampled: int | None) -> None:
+    """Templates write tools and calls down as they are; sorting their keys would train other text than is served."""
+    function = {"name": "f", "description": "d", "parameters": {"z": 1, "a": {"y": 0, "b": 1}}}
+    tool = {"type": "function", "function": function}
+    call = {"type": "function", "function": {"name": "f", "arguments": {"z": 1, "a": 2}}}
+    talk: list[dict[str, Any]] = [
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    data = json_lines({"messages": talk, "tools": [tool]}, *rows(1))
+    packed = pack_run(tmp_path, {"a": {"x.jsonl": data}}, source={"rows": sampled}, pack_tokens=4096)
+    split = PackedSplit.open(packed, "train")
+    document = next(d for d in range(split.num_documents) if split.trace(d)["row"] == 1)
+    expected = chat_tokenizer("smollm2").encode_batch([chat_tokenizer("smollm2").template.render(talk, [tool])])[0]
+    assert split.document_tokens(document).tolist() == expected
+
+
 def test_packs_hold_every_token_once_and_targets_stay_inside_documents(tmp_path: Path) -> None:
     split = PackedSplit.open(pack_run(tmp_path, {"demo": {"chat.jsonl": DEMO}}), "train")
     tokens = 0

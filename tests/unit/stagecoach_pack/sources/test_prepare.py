@@ -8,8 +8,9 @@ from typing import Any
 
 from stagecoach.recipe.data import DataConfig, DataSource
 from stagecoach.recipe.source import EmbeddedSource
-from stagecoach_pack.collect import SourceCounts, Spool, collect
+from stagecoach_pack.collect import SourceCounts, collect
 from stagecoach_pack.sources.readers import DataFile
+from stagecoach_pack.spool import Spool
 
 
 def collected(
