@@ -1,4 +1,4 @@
-"""Small real tokenizers of the four families that chat models come in, made once a test session."""
+"""Small real tokenizers of the five families that chat models come in, made once a test session."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from stagecoach.formats.tokenizer import ChatFormat, ChatTokenizer, build_final_tokenizer
 
-Family = Literal["mistral", "llama3", "smollm2", "llama2-template", "llama3-template", "smollm2-template"]
+Family = Literal["mistral", "llama3", "smollm2", "qwen2", "llama2-template", "llama3-template", "smollm2-template"]
 FAMILIES: tuple[Family, ...] = (
     "mistral",
     "llama3",
     "smollm2",
+    "qwen2",
     "llama2-template",
     "llama3-template",
     "smollm2-template",
 )
-CHATML_FAMILIES: tuple[Family, ...] = ("mistral", "llama3", "smollm2")
+CHATML_FAMILIES: tuple[Family, ...] = ("mistral", "llama3", "smollm2", "qwen2")
 
 _LLAMA3_SPLIT = "|".join(
     (
@@ -35,6 +36,8 @@ _LLAMA3_SPLIT = "|".join(
         r"\s+",
     )
 )
+# Qwen2 differs from Llama 3 in digits, which stand alone, and in its normaliser, NFC.
+_QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 LLAMA2_TEMPLATE = (
     "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}"
     "{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}"
@@ -78,12 +81,12 @@ def _training_texts() -> list[str]:
     return [message["content"] or "" for message in messages] + ["one\n\ntwo\n\n\nthree\n"] * 500
 
 
-def _byte_level(split: bool, special: list[str]) -> Tokenizer:
+def _byte_level(split: str | None, special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    if split:
+    if split is not None:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), behavior="isolated"),
+                pre_tokenizers.Split(Regex(split), behavior="isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
@@ -113,7 +116,7 @@ def write_source(folder: Path, family: Family) -> None:
     elif family.startswith("llama3"):
         special = ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>"]
         special += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-        tokenizer = _byte_level(True, [])
+        tokenizer = _byte_level(_LLAMA3_SPLIT, [])
         tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in special])
         bos = special[0]
         tokenizer.post_processor = processors.Sequence(
@@ -128,8 +131,24 @@ def write_source(folder: Path, family: Family) -> None:
         )
         tokenizer.save(str(folder / "tokenizer.json"))
         config = {"bos_token": bos, "eos_token": "<|eot_id|>", "chat_template": LLAMA3_TEMPLATE}
+    elif family == "qwen2":
+        tokenizer = _byte_level(_QWEN2_SPLIT, [])
+        tokenizer.normalizer = normalizers.NFC()
+        special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+        tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in special])
+        tokenizer.save(str(folder / "tokenizer.json"))
+        config = {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "add_bos_token": False,
+            "add_prefix_space": False,
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "unk_token": None,
+            "chat_template": SMOLLM2_TEMPLATE,
+        }
     else:
-        tokenizer = _byte_level(False, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+        tokenizer = _byte_level(None, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
         tokenizer.save(str(folder / "tokenizer.json"))
         config = {
             "bos_token": "<|im_start|>",

@@ -80,6 +80,7 @@ def test_a_tokenizer_without_a_sentencepiece_file_says_nothing_about_word_bounda
     [
         ("mistral", "<unk>"),  # no pad: unk
         ("llama3", "<|reserved_special_token_0|>"),  # neither pad nor unk: a reserved token
+        ("qwen2", "<|endoftext|>"),  # its own
         ("smollm2", "<|endoftext|>"),  # its pad is <|im_end|>, which ends answers
     ],
 )
@@ -87,7 +88,9 @@ def test_pad_never_ends_an_answer(family: Family, pad: str) -> None:
     assert config_of(family)["pad_token"] == pad
 
 
-@pytest.mark.parametrize(("family", "adds"), [("mistral", True), ("llama3", True), ("smollm2", False)])
+@pytest.mark.parametrize(
+    ("family", "adds"), [("mistral", True), ("llama3", True), ("smollm2", False), ("qwen2", False)]
+)
 def test_bos_is_added_as_the_source_did_unless_it_is_a_chatml_token(family: Family, adds: bool) -> None:
     tokenizer = chat_tokenizer(family)
     assert (tokenizer.adds_bos, tokenizer.begins_with_bos) == (adds, adds)
@@ -100,7 +103,7 @@ def test_transformers_loads_the_files_and_gives_the_same_ids(family: Family, tmp
 
     for name, data in final_files(family).items():
         (tmp_path / name).write_bytes(data)
-    model_type = "mistral" if family == "mistral" else "llama"
+    model_type = family if family in ("mistral", "qwen2") else "llama"
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     loaded: Any = AutoTokenizer.from_pretrained(tmp_path)
     messages = [{"role": "user", "content": " Grüße 😀\n"}, {"role": "assistant", "content": "\tok "}]
