@@ -19,9 +19,9 @@ from stagecoach.storage.local import LocalStore
 from tests.slurm.cluster import SlurmCluster, is_root, missing_programs, running_slurm
 
 RUN = "20261125T013000Z-micro-slurm"
-LONG = ("--set", "train.steps=2500", "--set", "train.save_every_steps=20", "--set", "train.evaluate_every_steps=2500")
+LONG = ("--set", "train.steps=800", "--set", "train.save_every_steps=20", "--set", "train.evaluate_every_steps=800")
 """A training that is still going on when it is disturbed, with checkpoints all along."""
-WAIT_SECONDS = 420
+WAIT_SECONDS = 900  # a busy machine
 
 
 @pytest.fixture(scope="session")

@@ -32,8 +32,14 @@ class LocalModel:
         Raises:
             ConfigError: There is no transformers, or no torch, beside this Python.
         """
-        # Imports keep what they allocate: looking through it for garbage again and again takes a second of eight.
-        gc.disable()
+        gc.disable()  # imports keep what they allocate: looking through it for garbage takes a second of eight
+        try:
+            self._load(model)
+        finally:
+            gc.enable()
+        self._stop_ids = set(model.stop_ids)
+
+    def _load(self, model: ServedModel) -> None:
         try:
             import transformers
         except ImportError as error:
@@ -47,7 +53,6 @@ class LocalModel:
         self._tokenizer = library.AutoTokenizer.from_pretrained(model.folder)
         loaded = library.AutoModelForCausalLM.from_pretrained(model.folder, dtype="auto").eval()
         self._model = loaded.to("cuda") if library.utils.is_torch_cuda_available() else loaded
-        self._stop_ids = set(model.stop_ids)
 
     def reply(self, messages: Messages, *, max_tokens: int, temperature: float = 0.0, streamed: bool = False) -> Reply:
         """Answer a conversation, greedily at temperature 0; ``streamed`` writes it to standard output as it comes.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from stagecoach.errors import ConfigError, UnavailableError
 from stagecoach_workflows.slurm.config import time_seconds
 
-_PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
+_PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun")
 _JOB_FIELDS = (("JobID", 20), ("State", 20), ("Reason", 60), ("RestartCnt", 10), ("NodeList", 60))
 _GPU = re.compile(r"gpu(?::([A-Za-z0-9_.-]+))?:(\d+)")
 
