@@ -7,7 +7,7 @@ import tempfile
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -107,6 +107,7 @@ def _byte_level(split: str | None, special: list[str]) -> Tokenizer:
 
 def write_source(folder: Path, family: Family) -> None:
     """Write the files that a Hub repository of that family has."""
+    config: dict[str, Any]
     if family == "mistral":
         (folder / "tokenizer.model").write_bytes(mistral_model_path().read_bytes())
         return
