@@ -78,7 +78,8 @@ class SlurmCluster:
 
     def start_node(self, name: str) -> None:
         """Switch a node on."""
-        command = f"mount --bind {self.folder}/hosts /etc/hosts && mount -t tmpfs none {self.folder}/{HIDDEN}"
+        command = "mkdir -p /dev/mqueue"  # containers that share the node's /dev/shm ask for it too
+        command += f" && mount --bind {self.folder}/hosts /etc/hosts && mount -t tmpfs none {self.folder}/{HIDDEN}"
         command += f" && exec slurmd -D -N {name} -f {self.folder}/slurm.conf"
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self.nodes[name] = _daemon([*unshare, "sh", "-c", command], self.folder / f"node-{name}.out")

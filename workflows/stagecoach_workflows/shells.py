@@ -43,6 +43,7 @@ def slurm_shell(stage: str, image: str, folder: Path, config: SlurmConfig) -> li
         "srun",
         "--pty",
         f"--job-name=stagecoach-shell-{stage}",
+        f"--chdir={folder}",
         *_asked(options),
         *_in_runtime(image, folder, config, options),
     ]
@@ -101,7 +102,7 @@ def _in_runtime(image: str, folder: Path, config: SlurmConfig, options: JobOptio
             *("ch-run", "--write", "--set-env", f"--bind={folder}:{folder}", f"--cd={folder}", name, "--", _SHELL)
         ],
         "podman": [
-            *("podman", "run", "--rm", "--interactive", "--tty", "--userns=keep-id", "--network=host"),
+            *("podman", "run", "--rm", "--interactive", "--tty", "--user=0", "--network=host"),
             *(f"--volume={folder}:{folder}", f"--workdir={folder}"),
             *(["--device=nvidia.com/gpu=all"] if options.gpus else []),
             *(f"--entrypoint={_SHELL}", name),

@@ -45,7 +45,8 @@ def test_slurm_asks_for_what_the_stage_has_there() -> None:
         "cpus": 3,
     }
     assert slurm_shell("train", "r/stagecoach-train:1", HERE, config(**options)) == [
-        *("srun", "--pty", "--job-name=stagecoach-shell-train", "--nodes=1", "--ntasks=1", "--time=2:00:00"),
+        *("srun", "--pty", "--job-name=stagecoach-shell-train", "--chdir=/repo", "--nodes=1", "--ntasks=1"),
+        "--time=2:00:00",
         *("--cpus-per-task=3", "--mem=1536M", "--gres=gpu:a100:2", "--partition=gpu", "bash"),
     ]
 
@@ -57,7 +58,7 @@ def test_slurm_asks_for_what_the_stage_has_there() -> None:
         ("charliecloud", "ch-run --write --set-env --bind=/repo:/repo --cd=/repo /images/stagecoach-train -- bash"),
         (
             "podman",
-            "--tty --userns=keep-id --network=host --volume=/repo:/repo --workdir=/repo --entrypoint=bash r/stagecoach-train:1",
+            "--tty --user=0 --network=host --volume=/repo:/repo --workdir=/repo --entrypoint=bash r/stagecoach-train:1",
         ),
     ],
 )

@@ -103,8 +103,9 @@ def _charliecloud(config: SlurmConfig, place: Place) -> list[str]:
 
 
 def _podman(config: SlurmConfig, place: Place, step: Step, with_gpus: bool) -> list[str]:
+    """Root in a container without root is the user outside; the image's own user could write to none of the folders."""
     words = ["podman", "run", "--rm", "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges"]
-    words += ["--network=host", "--ipc=host", "--userns=keep-id", "--tmpfs=/tmp:rw,exec,mode=1777"]
+    words += ["--network=host", "--ipc=host", "--user=0", "--tmpfs=/tmp:rw,exec,mode=1777"]
     for folder in place.binds():
         words.append(f"--volume={folder}:{folder}")
     for source in place.sources:

@@ -1,0 +1,57 @@
+"""``stagecoach shell --runner slurm`` in a terminal: a shell on a compute node, in the folder that was named."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.conftest import WAIT_SECONDS, Work
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+
+def in_terminal(work: Work, *arguments: str, typed: str) -> tuple[str, int]:
+    """Call ``stagecoach shell`` in a terminal of its own; return what it showed and its exit code."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "stagecoach_workflows", "shell", "--runner", "slurm", *arguments]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=work.cluster.environ(), cwd=work.folder
+    )
+    os.close(theirs)
+    guard = threading.Timer(WAIT_SECONDS, process.kill)
+    guard.start()
+    os.write(ours, typed.encode())
+    shown = b""
+    try:
+        while piece := os.read(ours, 4096):
+            shown += piece
+    except OSError:  # the other end is closed
+        pass
+    finally:
+        guard.cancel()
+        os.close(ours)
+    return shown.decode(errors="replace"), process.wait()
+
+
+def test_a_shell_on_a_node(work: Work, tmp_path: Path) -> None:
+    here = tmp_path / "repo"
+    here.mkdir()
+    work.configure("tasks: {pack: {cpus: 2, memory_gib: 0.5}}")
+    typed = 'echo "[$SLURM_JOB_NAME] [$SLURM_CPUS_PER_TASK] [$PWD]"; exit 7\n'
+    shown, code = in_terminal(work, "--stage", "pack", "--folder", str(here), typed=typed)
+    assert f"[stagecoach-shell-pack] [2] [{here}]" in shown
+    assert code == 7
+    assert work.cluster.queue() == []
+
+
+def test_a_shell_that_no_node_has_room_for_is_refused(work: Work) -> None:
+    work.configure("tasks: {train: {gpus: 8, partition: gpu}}")
+    shown, code = in_terminal(work, typed="")
+    assert "train: 8 GPUs are asked for, but a node of its partition has at most 4" in shown
+    assert code == 78
