@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -34,6 +35,12 @@ from stagecoach.storage.base import ObjectStore
 
 _COPY_BYTES = 4 * 1024 * 1024
 _HASH_THREADS = 4
+_SIDE_BY_SIDE_BYTES = 256 * 1024
+
+
+@cache
+def _writer() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2, thread_name_prefix="stagecoach-write")
 
 
 class _HashingWriter(RawIOBase):
@@ -49,8 +56,14 @@ class _HashingWriter(RawIOBase):
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        self._stream.write(view)
+        if len(view) < _SIDE_BY_SIDE_BYTES:
+            self._stream.write(view)
+            self._digests.update(view)
+            return len(view)
+        # Copying into the page cache costs as much as a digest, and both leave the interpreter's lock.
+        written = _writer().submit(self._stream.write, view)
         self._digests.update(view)
+        written.result()
         return len(view)
 
     def tell(self) -> int:

@@ -1,6 +1,9 @@
 """Outputs and inputs: complete or absent, and every byte checked before it is used."""
 
+import errno
 import hashlib
+import io
+import os
 from pathlib import Path
 
 import pytest
@@ -142,6 +145,28 @@ def test_a_large_file_is_checked_block_by_block(
     path.write_bytes(b"0123456789"[:position] + b"x" + b"0123456789"[position + 1 :])
     with pytest.raises(CorruptObjectError):
         open_input(store, PREFIX, tmp_path / "in").path("a")
+
+
+@pytest.mark.parametrize("size_bytes", [1, 2**20])
+def test_a_write_that_fails_reaches_whoever_writes(size_bytes: int) -> None:
+    """Large parts are written by a thread of their own."""
+
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        outputs._HashingWriter(Full(), manifest.Digests()).write(bytes(size_bytes))
+
+
+def test_large_and_small_parts_keep_their_order(store: ObjectStore, tmp_path: Path) -> None:
+    parts = [bytes([number]) * size for number, size in enumerate((5, 2**20, 3, 2**18, 2**18 - 1))]
+    output = Output(store, PREFIX, tmp_path / "scratch")
+    with output.create("a") as stream:
+        for part in parts:
+            stream.write(part)
+    output.commit(**FIELDS)
+    assert open_input(store, PREFIX, tmp_path / "in").read_bytes("a") == b"".join(parts)
 
 
 def test_names_that_look_alike_can_be_written_side_by_side(store: ObjectStore, tmp_path: Path) -> None:
