@@ -59,6 +59,8 @@ class Settings:
     """Rank on this machine under another launcher. LOCAL_RANK."""
     world_size: int | None = None
     """Number of ranks under another launcher. WORLD_SIZE."""
+    local_world_size: int | None = None
+    """Number of ranks on this machine under another launcher. LOCAL_WORLD_SIZE."""
     node_rank: int = 0
     """Index of this machine among the machines of one training. STAGECOACH_NODE_RANK, then JOB_COMPLETION_INDEX,
     SLURM_NODEID."""
@@ -108,6 +110,7 @@ class Settings:
             rank=read.number("RANK"),
             local_rank=read.number("LOCAL_RANK"),
             world_size=read.number("WORLD_SIZE"),
+            local_world_size=read.number("LOCAL_WORLD_SIZE"),
             node_rank=read.number("STAGECOACH_NODE_RANK", "JOB_COMPLETION_INDEX", "SLURM_NODEID") or 0,
             main_address=read.text("MASTER_ADDR"),
             main_port=read.number("MASTER_PORT"),

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from stagecoach.parallel.topology import Topology
 from stagecoach.recipe.train import TrainConfig
 from stagecoach_train.engine import Engine
+from stagecoach_train.parallel.shares import topology_of, wants_of_rank
 from stagecoach_train.results import Range
 from tests.distributed.ranks import run_ranks
 from tests.distributed.training_cases import (
@@ -146,3 +147,33 @@ def test_bf16_moments_take_the_same_random_bits_on_every_layout(tmp_path: Path) 
         for key, value in expected.items():
             difference = np.abs(found[key].astype(np.float64) - value.astype(np.float64)).max()
             assert difference <= 1e-9, f"{layout} {key}"
+
+
+def reads_and_wants(configs: list[TrainConfig], start: Arrays) -> list[tuple[set[Any], set[Any]]]:
+    """What an engine reads when it resumes, and what was announced that this rank would read."""
+    found = []
+    for config in configs:
+        spec, layout = tiny_spec(tied_embeddings=True), config.layout
+        reads: set[Any] = set()
+
+        def read(name: str, kind: str, rows: Range, cols: Range | None, reads: set[Any] = reads) -> npt.NDArray[Any]:
+            reads.add((name, kind, rows, cols))
+            return np.asarray(read_of(start)(name, kind, rows, cols))
+
+        a_rank = 4 // layout.data_parallel
+        engine = Engine(config, spec, topology_of(config), torch.device("cpu"), num_micro_batches=a_rank, shape=SHAPE)
+        engine.load_state(read, num_updates=1)
+        wants = wants_of_rank(config, spec, dist.get_rank())
+        found.append((reads, {(w.name, w.kind, w.rows, w.cols) for w in wants if w.kind != "master_remainder"}))
+    return found
+
+
+@pytest.mark.distributed
+def test_ranks_read_what_was_announced_and_nothing_else(tmp_path: Path) -> None:
+    """A machine fetches what is announced; anything else would read as zeros, in silence."""
+    spec = tiny_spec(tied_embeddings=True)
+    start = assemble(spec, trained(config_of("fp64"), None, range(0))["pieces"])
+    configs = [config_of("fp64", **layout) for layout in LAYOUTS]
+    for rank in run_ranks(2, reads_and_wants, configs, start, folder=tmp_path, timeout_seconds=600):
+        for layout, (reads, wants) in zip(LAYOUTS, rank, strict=True):
+            assert reads == wants, layout

@@ -16,7 +16,7 @@ See docs/formats/checkpoint.md for the JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
@@ -277,6 +277,17 @@ class CheckpointReader:
         if out is None or filled != size:
             raise DataError(f"{name} {kind}: {size - filled} of {size} elements of {wanted} are not stored")
         return out
+
+    def byte_spans(self, name: str, kind: Kind, rows: Span, cols: Span | None) -> Iterator[tuple[str, Span]]:
+        """Yield file and bytes of whole rows in which a rectangle lies; nothing where the kind is not stored.
+
+        Only the headers of the files are read.
+        """
+        for piece in self.index.tensors[name].get(kind, ()):
+            common = overlap((piece.rows, piece.cols), (rows, cols))
+            if common is not None:
+                first, stop = _shifted(common[0], piece.local_rows[0] - piece.rows[0])
+                yield piece.file, self._file(piece.file).span_of_rows(piece.tensor, first, stop)
 
     def read_master(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Array:
         """Return a rectangle of the most exact weight there is: master, weight joined with its remainder, or

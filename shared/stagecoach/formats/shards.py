@@ -102,6 +102,11 @@ class Shards:
         index = CheckpointIndex.build(self.spec, entries)
         return CheckpointReader(index, lambda name: TensorFile.open(path_of(name)))
 
+    def reader_of_rank(self, path_of: Callable[[str], Path], tp_rank: int, pp_rank: int) -> CheckpointReader:
+        """Return the reader of one rank of any layout; where these shards have that rank too, its own file comes first."""
+        first = (tp_rank, pp_rank)
+        return self.reader(path_of, first if first in set(self.layout.ranks) else (0, 0))
+
 
 def shards_as_pieces(
     spec: ModelSpec, layout: RankLayout, file_name: Callable[[int, int], str], first: tuple[int, int] = (0, 0)

@@ -137,6 +137,12 @@ class TensorFile:
         view = self.tensor(name)[rows[0] : rows[1]]
         return view if cols is None else view[:, cols[0] : cols[1]]
 
+    def span_of_rows(self, name: str, start: int, end: int) -> tuple[int, int]:
+        """Return the bytes of the file in which rows ``[start, end)`` of a tensor lie: first, and the one after the last."""
+        stored = self._stored(name)
+        row_bytes = stored.size_bytes // stored.shape[0]
+        return stored.start + start * row_bytes, stored.start + end * row_bytes
+
     def _stored(self, name: str) -> StoredTensor:
         if name not in self.tensors:
             some = ", ".join(list(self.tensors)[:5])

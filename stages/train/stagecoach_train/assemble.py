@@ -28,6 +28,7 @@ from stagecoach_train.generate import Interview
 from stagecoach_train.job import CHECKPOINT, Job, checked_input
 from stagecoach_train.memory_plan import GIB, MemoryPlan
 from stagecoach_train.metrics import MetricsStream
+from stagecoach_train.parallel.shares import topology_of
 from stagecoach_train.planning import TrainingPlan
 from stagecoach_train.ranks import Ranks
 from stagecoach_train.signals import StopRequest
@@ -38,12 +39,6 @@ from stagecoach_train.train_state import TrainState
 from stagecoach_train.trainer import Hardware, Parts, Trainer
 
 _log = logging.getLogger("stagecoach.train")
-
-
-def topology_of(config: TrainConfig) -> Topology:
-    """Return the grid of ranks that a recipe asks for."""
-    layout = config.layout
-    return Topology(layout.data_parallel, layout.tensor_parallel, layout.pipeline_parallel)
 
 
 def assemble(job: Job, store: ObjectStore, ranks: Ranks, device: torch.device, stop: StopRequest) -> Trainer:

@@ -1,27 +1,71 @@
-"""What a machine reads before its ranks start: every input copied if need be, and every byte checked once."""
+"""What a machine reads before its ranks start: what its own ranks need, copied if need be, and every byte checked once.
+
+One machine of several fetches the parts of shards and checkpoint that its ranks hold (see ``partial_input``); a resumed
+training fetches no shards at all.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 from stagecoach.errors import MissingInputError
-from stagecoach.outputs import open_input
+from stagecoach.formats.checkpoint import INDEX_NAME, CheckpointIndex, CheckpointReader
+from stagecoach.formats.shards import SHARDS_JSON, Shards
+from stagecoach.formats.tensor_file import TensorFile
+from stagecoach.outputs import Input, open_input
+from stagecoach.parallel.rectangles import Span
+from stagecoach.paths import checkpoint_prefix
+from stagecoach.recipe.train import TrainConfig
+from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach_train.checkpointing import check_all, load_checkpoint
 from stagecoach_train.job import CHECKPOINT, Files, Job
+from stagecoach_train.launcher import World
+from stagecoach_train.parallel.shares import Want, topology_of, wants_of_rank
+from stagecoach_train.partial_input import PartialInput
 
 _READ = ("shards", "packed", "tokenizer")
+_PathOf = Callable[[str], Path]
 
 
-def check_files(job: Job, store: ObjectStore) -> Files:
-    """Copy and check everything that the ranks of this machine read, the resumed checkpoint included."""
-    files = check_inputs(job, store)
-    if job.assignment is not None and job.assignment.resume is not None:
-        stored = load_checkpoint(store, job.trained, job.assignment.resume, job.scratch / CHECKPOINT)
-        files[CHECKPOINT] = {name: str(path) for name, path in stored.paths.items()}
+def ranks_here(settings: Settings, config: TrainConfig) -> range | None:
+    """Return the ranks of this machine; None if it has all of them, or if a foreign launcher does not say."""
+    if settings.world_size is None:
+        world = World.of(settings, config.layout.world_size, config.nodes)
+        first, size, total = world.first_rank, world.local_size, world.size
+    elif settings.local_world_size is None:
+        return None
+    else:
+        first = (settings.rank or 0) - (settings.local_rank or 0)
+        size, total = settings.local_world_size, settings.world_size
+    return None if size >= total else range(first, first + size)
+
+
+def check_files(job: Job, store: ObjectStore, ranks: range | None) -> Files:
+    """Copy and check everything that these ranks read, the resumed checkpoint included; None stands for all ranks."""
+    files = check_inputs(job, store, ranks)
+    resume = None if job.assignment is None else job.assignment.resume
+    if resume is None:
+        return files
+    scratch = job.scratch / CHECKPOINT
+    if ranks is None:
+        found: dict[str, Path] = dict(load_checkpoint(store, job.trained, resume, scratch).paths)
+    else:
+        source = open_input(store, checkpoint_prefix(job.trained, resume.iteration, resume.attempt), scratch)
+        index = CheckpointIndex.from_bytes(source.read_bytes(INDEX_NAME), source.prefix + INDEX_NAME)
+
+        def reads(path_of: _PathOf) -> Iterator[tuple[CheckpointReader, Want]]:
+            reader = CheckpointReader(index, lambda name: TensorFile.open(path_of(name)))
+            yield from ((reader, want) for rank in ranks for want in wants_of_rank(job.config, index.spec, rank))
+
+        found = {INDEX_NAME: source.path(INDEX_NAME), **_fetch(source, scratch / "parts", reads)}
+    files[CHECKPOINT] = {name: str(path) for name, path in found.items()}
     return files
 
 
-def check_inputs(job: Job, store: ObjectStore) -> Files:
-    """Copy and check the inputs; the tokenizer only if somebody will be asked something.
+def check_inputs(job: Job, store: ObjectStore, ranks: range | None) -> Files:
+    """Copy and check the inputs, the shards as far as these ranks read them; the tokenizer only if somebody is asked.
 
     Raises:
         MissingInputError: An input was not given.
@@ -36,6 +80,43 @@ def check_inputs(job: Job, store: ObjectStore) -> Files:
                     f"train: expected an input {name!r}, got {', '.join(sorted(job.inputs)) or 'none'}"
                 )
         elif name != "tokenizer" or asks:
-            checked = check_all(open_input(store, job.inputs[name], job.scratch / "inputs"))
+            source = open_input(store, job.inputs[name], job.scratch / "inputs")
+            checked = _shards(job, source, ranks) if name == "shards" else check_all(source)
             files[name] = {object_name: str(path) for object_name, path in checked.items()}
     return files
+
+
+def _shards(job: Job, source: Input, ranks: range | None) -> dict[str, Path]:
+    """Copy and check the start weights; of a resumed training only what they say about the model."""
+    if job.assignment is not None and job.assignment.resume is not None:
+        return check_all(source, [SHARDS_JSON])
+    if ranks is None:
+        return check_all(source)
+    shards = Shards.from_bytes(source.read_bytes(SHARDS_JSON), source.prefix + SHARDS_JSON)
+
+    def reads(path_of: _PathOf) -> Iterator[tuple[CheckpointReader, Want]]:
+        for rank in ranks:
+            at = topology_of(job.config).coordinates(rank)
+            reader = shards.reader_of_rank(path_of, at.tp, at.pp)
+            wants = wants_of_rank(job.config, shards.spec, rank)
+            yield from ((reader, want) for want in wants if want.kind == "weight")
+
+    return {SHARDS_JSON: source.path(SHARDS_JSON), **_fetch(source, job.scratch / "inputs" / "parts", reads)}
+
+
+def _fetch(
+    source: Input, scratch: Path, reads: Callable[[_PathOf], Iterator[tuple[CheckpointReader, Want]]]
+) -> dict[str, Path]:
+    """Fetch the headers of the tensor files that are read, then the bytes that are; object name -> local file."""
+    partial = PartialInput(source, scratch)
+
+    def with_header(name: str) -> Path:
+        with open(partial.path(name, [(0, 8)]), "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+        return partial.path(name, [(0, 8 + length)])
+
+    spans: dict[str, list[Span]] = {}
+    for reader, want in reads(with_header):
+        for name, span in reader.byte_spans(want.name, want.kind, want.rows, want.cols):
+            spans.setdefault(name, []).append(span)
+    return {name: partial.path(name, found) for name, found in spans.items()}

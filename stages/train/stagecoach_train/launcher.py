@@ -203,6 +203,7 @@ class Launcher:
                 RANK=str(rank),
                 LOCAL_RANK=str(local),
                 WORLD_SIZE=str(self._world.size),
+                LOCAL_WORLD_SIZE=str(self._world.local_size),
                 MASTER_ADDR=self._world.address,
                 MASTER_PORT=str(port),
                 PYTHONUNBUFFERED="1",

@@ -17,7 +17,8 @@ import torch
 
 from stagecoach.recipe.train import TrainConfig
 from stagecoach_train import masters, philox
-from stagecoach_train.parallel.parameters import LocalParameter, Rectangle
+from stagecoach_train.parallel.parameters import LocalParameter
+from stagecoach_train.parallel.shares import Rectangle
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 

@@ -33,7 +33,7 @@ from stagecoach_train.checkpointing import (
     find_newest_intact,
     newest_iteration,
 )
-from stagecoach_train.inputs import check_inputs
+from stagecoach_train.inputs import check_inputs, ranks_here
 from stagecoach_train.job import CHECKPOINT, Assignment, Job
 from stagecoach_train.launcher import Launcher, World
 from stagecoach_train.planning import TrainingPlan, memory_without_gpu
@@ -116,11 +116,12 @@ def _attempt(job: Job, output: Output, stop: StopRequest) -> Iterator[Job]:
         _log.info(
             "attempt %d, %s", number, "from the start" if resume is None else f"from iteration {resume.iteration}"
         )
-        files = check_inputs(job, store)
+        assigned = job.with_assignment(Assignment(number, resume), None)
+        files = check_inputs(assigned, store, ranks_here(Settings.from_environ(), job.config))
         if stored is not None:
             files[CHECKPOINT] = {name: str(path) for name, path in stored.paths.items()}
         stop.check()
-        yield replace(job.with_assignment(Assignment(number, resume), files), taken_unix_seconds=taken_unix_seconds)
+        yield replace(assigned, files=files, taken_unix_seconds=taken_unix_seconds)
     except InterruptedWithProgress:
         heartbeat.end("interrupted")
         raise

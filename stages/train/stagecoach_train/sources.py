@@ -42,8 +42,7 @@ class ShardSource:
     def __init__(self, path_of: Callable[[str], Path], first: tuple[int, int]) -> None:
         """Read ``shards.json``; where several files hold the same, that of rank ``first`` (tp, pp) is read."""
         self.shards = Shards.from_bytes(path_of(SHARDS_JSON).read_bytes())
-        ranks = set(self.shards.layout.ranks)
-        self._reader = self.shards.reader(path_of, first if first in ranks else (0, 0))
+        self._reader = self.shards.reader_of_rank(path_of, *first)
 
     def __call__(self, name: str, rows: Range, cols: Range | None) -> npt.NDArray[Any]:
         """Return a rectangle of a weight."""

@@ -13,7 +13,8 @@ import torch
 from stagecoach.formats.masters import join_master
 from stagecoach_train import masters
 from stagecoach_train.optimizer import ShardState
-from stagecoach_train.parallel.parameters import LocalParameter, Rectangle
+from stagecoach_train.parallel.parameters import LocalParameter
+from stagecoach_train.parallel.shares import Rectangle
 from stagecoach_train.results import Range, ReadState, ReadWeight, StatePiece
 
 ReadRectangle = Callable[[Rectangle], npt.NDArray[Any]]

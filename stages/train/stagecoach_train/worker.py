@@ -30,7 +30,7 @@ from stagecoach.redaction import log_to_stderr
 from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
-from stagecoach_train.inputs import check_files
+from stagecoach_train.inputs import check_files, ranks_here
 from stagecoach_train.job import Assignment, Job
 from stagecoach_train.parallel.gloo import register_gloo
 from stagecoach_train.ranks import Ranks
@@ -163,7 +163,7 @@ def _agree_on_job(job: Job, place: Place, ranks: Ranks, store: ObjectStore) -> J
     key = f"files/{place.leader}"
     files = job.files
     if place.local_rank == 0:
-        files = check_files(job, store) if files is None else files
+        files = check_files(job, store, ranks_here(Settings.from_environ(), job.config)) if files is None else files
         ranks.say(key, json.dumps(files))
     elif files is None:
         files = json.loads(ranks.hear([key], timeout_seconds=RENDEZVOUS_SECONDS)[0])

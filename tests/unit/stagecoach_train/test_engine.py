@@ -90,6 +90,22 @@ def test_a_gradient_that_is_not_finite_skips_the_step() -> None:
     assert all(np.array_equal(before[key], after[key]) for key in before)
 
 
+def test_clipping_scales_a_long_gradient_down_and_never_a_short_one_up() -> None:
+    """Adam divides by the gradient's size, so losses and weights would hardly show it; the moments do."""
+
+    def after_one_step(clip_norm: float | None) -> tuple[float, np.ndarray]:
+        engine = engine_of(compute_dtype="fp64", clip_norm=clip_norm)
+        batches = [micro_batch(0), micro_batch(1)]
+        result = engine.train_step(batches, sum(batch.num_targets for batch in batches), 1e-3)
+        return result.grad_norm, assemble(SPEC, engine.state_pieces())["layers.0.mlp.down.weight/exp_avg"]
+
+    norm, unclipped = after_one_step(None)
+    assert np.array_equal(after_one_step(2 * norm)[1], unclipped)
+    half_norm, clipped = after_one_step(norm / 2)
+    assert half_norm == norm
+    np.testing.assert_allclose(clipped, unclipped * (norm / 2) / (norm + 1e-6), rtol=1e-12)
+
+
 def test_an_empty_micro_batch_adds_nothing() -> None:
     with_empty, alone = engine_of(num_micro_batches=2), engine_of(num_micro_batches=1)
     batch = micro_batch(3)

@@ -13,7 +13,8 @@ from stagecoach.parallel.slicing import Piece
 from stagecoach.recipe.train import TrainConfig
 from stagecoach_train import masters, philox
 from stagecoach_train.optimizer import AdamW
-from stagecoach_train.parallel.parameters import LocalParameter, shard_rows
+from stagecoach_train.parallel.parameters import LocalParameter
+from stagecoach_train.parallel.shares import shard_rows
 from stagecoach_train.state import to_numpy
 
 

@@ -59,6 +59,7 @@ def app(arguments: Sequence[str] | None = None) -> int:
             prog_name="stagecoach",
             standalone_mode=False,
         )
+        return result if isinstance(result, int) else 0
     except Exit as error:
         return error.exit_code
     except TyperException as error:
@@ -72,7 +73,6 @@ def app(arguments: Sequence[str] | None = None) -> int:
 
             show_traceback(error)
         return _report(error, debug=debug)
-    return result if isinstance(result, int) else 0
 
 
 def _report(error: Exception, *, debug: bool) -> int:

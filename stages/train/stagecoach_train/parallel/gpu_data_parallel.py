@@ -24,7 +24,8 @@ from stagecoach_train.gpu_kernels import add_parts
 from stagecoach_train.model.transformer import Stage
 from stagecoach_train.parallel.data_parallel import Gradients
 from stagecoach_train.parallel.mesh import Mesh
-from stagecoach_train.parallel.parameters import LocalParameter, shard_rows
+from stagecoach_train.parallel.parameters import LocalParameter
+from stagecoach_train.parallel.shares import shard_rows
 
 KEEP = 6
 """Gradients whose exchange may be under way at the same time."""

@@ -21,7 +21,7 @@ from torch import nn
 
 from stagecoach.architectures.registry import ModelSpec, TensorSpec, native_tensors
 from stagecoach.errors import ConfigError
-from stagecoach.parallel.slicing import LocalTensor, RankLayout, layers_of_stage, local_rectangles
+from stagecoach.parallel.slicing import LocalTensor, layers_of_stage, local_rectangles
 from stagecoach.recipe.train import RecomputeMode, TrainConfig
 from stagecoach_train.loss import VocabularyShard
 from stagecoach_train.model.attention import Backend
@@ -33,7 +33,8 @@ from stagecoach_train.optimizer import DTYPES
 from stagecoach_train.parallel.data_parallel import Gradients, ResidentWeights
 from stagecoach_train.parallel.fsdp import ShardedWeights, shard_stages
 from stagecoach_train.parallel.mesh import Mesh
-from stagecoach_train.parallel.parameters import LocalParameter, shard_rows
+from stagecoach_train.parallel.parameters import LocalParameter
+from stagecoach_train.parallel.shares import rank_layout, shard_rows
 from stagecoach_train.parallel.tensor_parallel import TensorParallel, tensor_parallel
 from stagecoach_train.parallel.weights_apart import WeightsApart
 
@@ -96,12 +97,6 @@ def parallelize(
         config, mesh, parameters, stages, device, is_sharded=is_sharded, num_micro_batches=num_micro_batches
     )
     return ParallelModel(stages, parameters, gradients, exchange, apart)
-
-
-def rank_layout(config: TrainConfig) -> RankLayout:
-    """Return how the model is cut, without the data-parallel axis."""
-    layout = config.layout
-    return RankLayout(layout.tensor_parallel, layout.pipeline_parallel, layout.virtual_stages)
 
 
 def weights_dtype(config: TrainConfig, mesh: Mesh) -> torch.dtype:

@@ -24,22 +24,8 @@ from torch import nn
 
 from stagecoach.architectures.registry import TensorSpec
 from stagecoach.parallel.slicing import Piece
+from stagecoach_train.parallel.shares import Rectangle, rectangles_in
 from stagecoach_train.results import Range
-
-
-@dataclass(frozen=True, slots=True)
-class Rectangle:
-    """A rectangle of a native tensor and where it lies in a local tensor; columns None for vectors."""
-
-    rows: Range
-    cols: Range | None
-    local_rows: Range
-    local_cols: Range | None
-
-    def of(self, local: torch.Tensor) -> torch.Tensor:
-        """Return the view of the local tensor."""
-        view = local[self.local_rows[0] : self.local_rows[1]]
-        return view if self.local_cols is None else view[:, self.local_cols[0] : self.local_cols[1]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,24 +76,4 @@ class LocalParameter:
 
     def rectangles(self, rows: Range) -> Iterator[Rectangle]:
         """Yield the native rectangles in these local rows; local rows count from the first of them."""
-        for piece in self.pieces:
-            start, stop = max(piece.local_rows[0], rows[0]), min(piece.local_rows[1], rows[1])
-            if start < stop:
-                shift = piece.rows[0] - piece.local_rows[0]
-                yield Rectangle(
-                    rows=(start + shift, stop + shift),
-                    cols=piece.cols,
-                    local_rows=(start - rows[0], stop - rows[0]),
-                    local_cols=piece.local_cols,
-                )
-
-
-def shard_rows(num_rows: int, num_ranks: int, rank: int) -> Range:
-    """Cut rows as FSDP2 does: equal shares, rounded up, the last ones shorter or empty.
-
-    Examples:
-        >>> [shard_rows(10, 4, rank) for rank in range(4)]
-        [(0, 3), (3, 6), (6, 9), (9, 10)]
-    """
-    share = -(-num_rows // num_ranks)
-    return min(rank * share, num_rows), min((rank + 1) * share, num_rows)
+        return rectangles_in(self.pieces, rows)
