@@ -61,6 +61,8 @@ class Hub:
     """Files of one page of a listing."""
     behaviours: list[str] = field(default_factory=list)
     """For each next read of a file: ``cut:N`` (break after N bytes), ``status:N``, ``redirect:URL``; else the file."""
+    behaviours_of: str = ""
+    """They are for reads of files whose path ends so."""
     reads: list[tuple[str, str | None, str | None]] = field(default_factory=list)
     """Path, Range and Authorization of each read of a file."""
     requests: list[str] = field(default_factory=list)
@@ -170,7 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._visible("/".join(parts[:at]))
         commit = repo.commit_of(parts[at + 1]) if repo is not None else None
         content = repo.snapshots[commit].get("/".join(parts[at + 2 :])) if repo is not None and commit else None
-        name, _, value = (self.hub.behaviours.pop(0) if self.hub.behaviours else "").partition(":")
+        told = self.hub.behaviours and path.endswith(self.hub.behaviours_of)
+        name, _, value = (self.hub.behaviours.pop(0) if told else "").partition(":")
         if name == "status":
             self._send(int(value), b"", {"Retry-After": "0"})
         elif name == "redirect":

@@ -292,7 +292,9 @@ def _hub_error(where: str, error: Exception) -> StagecoachError:
     """Return what a failed request to the Hub means: a right that is missing, or something that may pass."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return ConfigError(f"{where}: the Hub answers {status}: set HF_TOKEN to a token that may read it")
+        return ConfigError(
+            f"{where}: the Hub answers {status}: accept the repository's terms and set HF_TOKEN to a token that may read it"
+        )
     answer = f"does not answer ({type(error).__name__})" if status is None else f"answers {status}"
     return UnavailableError(f"{where}: the Hub {answer}; try again")
 
