@@ -20,7 +20,9 @@ p.note { color: var(--soft); margin: .2rem 0 .8rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 500; } th:first-child, td:first-child { text-align: left; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; background:
+  linear-gradient(to left, var(--back) 40%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--soft), transparent) right / .5rem 100% no-repeat; } /* a shadow where more follows */
 dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem; margin: 1.2rem 0; }
 dl div { border: 1px solid var(--line); border-radius: 8px; padding: .6rem .8rem; }
 dt { color: var(--soft); font-size: .85rem; } dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
@@ -60,7 +62,7 @@ def report_page(report: Report) -> bytes:
         "<h2>Rows that do not fit</h2>",
         _bad_rows(values),
         "<h2>Ten packs</h2>",
-        '<p class="note">A row is a pack, a block a document, coloured by its source; free space is outlined.</p>',
+        '<p class="note">A row is a pack and how many documents it holds, a block a document, coloured by source.</p>',
         _packs(values["sample_packs"], [row["name"] for row in values["sources"]], values["pack_tokens"]),
         "<h2>Fill</h2>",
         _fill(values),
@@ -227,11 +229,10 @@ def _packs(samples: Sequence[dict[str, Any]], names: Sequence[str], pack_tokens:
 
 def _fill(values: dict[str, Any]) -> str:
     fill, train = values["pack_fill"], values["splits"]["train"]
-    return _table(
-        ("", "packs"),
+    return _figures(
         [
             ("packs", _number(train["num_packs"])),
-            ("fewest possible (tokens / slots, rounded up)", _number(fill["lower_bound_packs"])),
+            ("fewest possible: tokens by slots", _number(fill["lower_bound_packs"])),
             (
                 f"without the limit of {values['max_documents_per_pack']} documents",
                 _number(fill["packs_without_document_limit"]),
