@@ -30,6 +30,7 @@ th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(-
 th { color: var(--soft); font-weight: 500; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 table.text th, table.text td { text-align: left; white-space: normal; min-width: 9rem; overflow-wrap: anywhere; }
+@media (min-width: 40rem) { table.text td:not([data-label]) { min-width: 19rem; } }
 @media (max-width: 40rem) {
   table.text thead { display: none; }
   table.text tr { display: block; border-bottom: 1px solid var(--line); padding: .5rem 0; }
@@ -47,6 +48,7 @@ dd { margin: 0; font-size: 1.2rem; font-variant-numeric: tabular-nums; }
 dd small { color: var(--soft); font-size: .8rem; display: block; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.2rem; }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: .7rem .8rem .4rem; background: var(--card); }
+figcaption span { white-space: nowrap; }
 figcaption { margin: 0 0 .4rem; } figcaption b { color: var(--ink); font-weight: 600; margin-right: .6rem; }
 svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft); font: 13px system-ui, sans-serif; }
 svg .grid { stroke: var(--line); stroke-width: 1; } svg path { fill: none; stroke-width: 1.8; stroke-linejoin: round; }

@@ -62,7 +62,8 @@ def line_chart(title: str, x_label: str, series: Sequence[Series], show: Callabl
     for one, points in clean:
         parts.append(_curve(one, [place(point) for point in points]))
     parts.append("</svg>")
-    legend = "".join(f'<i class="{one.style}"></i>{html(one.label)}' for one, _ in clean) if len(clean) > 1 else ""
+    labels = [f' <span><i class="{one.style}"></i>{html(one.label)}</span>' for one, _ in clean]
+    legend = "".join(labels) if len(clean) > 1 else ""
     caption = f"<figcaption><b>{html(title)}</b>by {html(x_label)}{legend}</figcaption>"
     return Html(f"<figure>{caption}{''.join(parts)}</figure>")
 

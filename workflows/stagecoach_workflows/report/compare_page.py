@@ -36,7 +36,7 @@ def _parts(first: RunFacts, second: RunFacts, differences: Sequence[tuple[str, A
         rows = [
             [name, _short(left), _short(right)]
             for name, left, right in differences
-            if name.startswith("recipe.") is wanted
+            if name.startswith("recipe.") is wanted and not name.endswith(".answers")  # they have a table of their own
         ]
         yield heading(title)
         yield table(["", *ids], rows, text=True) if rows else note("no difference")
