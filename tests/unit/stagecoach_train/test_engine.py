@@ -90,6 +90,26 @@ def test_a_gradient_that_is_not_finite_skips_the_step() -> None:
     assert all(np.array_equal(before[key], after[key]) for key in before)
 
 
+def test_a_gradient_alone_that_is_not_finite_skips_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is fine, as where only the backward pass overflows."""
+    engine = engine_of()
+    before = assemble(SPEC, engine.state_pieces())
+    finish = engine.model.gradients.finish
+
+    def overflowing() -> list[torch.Tensor]:
+        gradients = finish()
+        gradients[-1].view(-1)[0] = float("inf")
+        return gradients
+
+    monkeypatch.setattr(engine.model.gradients, "finish", overflowing)
+    batches = [micro_batch(0), micro_batch(1)]
+    result = engine.train_step(batches, sum(batch.num_targets for batch in batches), 1e-3)
+    assert result.skipped
+    assert np.isfinite(result.loss_sum)
+    after = assemble(SPEC, engine.state_pieces())
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
 def test_clipping_scales_a_long_gradient_down_and_never_a_short_one_up() -> None:
     """Adam divides by the gradient's size, so losses and weights would hardly show it; the moments do."""
 

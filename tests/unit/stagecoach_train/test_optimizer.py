@@ -129,6 +129,10 @@ def test_random_bits_are_those_of_the_published_generator() -> None:
     ones = torch.full((1,), -1, dtype=torch.int64)
     words = philox.random_words(2**64 - 1, 2**32 - 1, 2**32 - 1, ones)
     assert [hex(int(word[0])) for word in words] == ["0x408f276d", "0x41c83b0e", "0xa20bc7c6", "0x6d5451fd"]
+    # and with the digits of pi, in which no half of counter or key is like another
+    block = torch.tensor([0x85A308D3_243F6A88 - 2**64])
+    words = philox.random_words(0x299F31D0_A4093822, 0x13198A2E, 0x03707344, block)
+    assert [hex(int(word[0])) for word in words] == ["0xd16cfe09", "0x94fdcceb", "0x5001e420", "0x24126ea1"]
 
 
 def test_eight_elements_in_a_row_share_the_words_of_one_block() -> None:
