@@ -189,6 +189,9 @@ class _Handler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range")
         start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
         headers = {"X-Repo-Commit": commit, "ETag": f'"{blob_id(content)}"'}
+        if asked and start >= len(content):
+            self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+            return
         if asked:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self._send(206 if asked else 200, content[start:], headers, cut_bytes)

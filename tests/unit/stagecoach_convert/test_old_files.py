@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,37 @@ class TestOriginalSystem:
         files = {**original_files(1, 1, nested=True), "latest_checkpointed_iteration.txt": b"7"}
         with pytest.raises(DataError, match="says 'iter_0000007', of which there are no rank files"):
             _convert(tmp_path, files, _trained_tokenizer())
+
+
+class Exploit:
+    """Writes a file when it is unpickled by anything that trusts it."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.target}",)
+
+
+class TestExploits:
+    """The same through the whole stage, whichever file carries it: refused, named, not run, nothing written."""
+
+    @pytest.mark.parametrize("kind", ["bin", "original"])
+    def test_is_refused(self, tmp_path: Path, kind: str) -> None:
+        exploit = Exploit(tmp_path / "owned")
+        if kind == "bin":
+            content = _bytes({**_state(), "model.norm.weight": exploit})
+            files = {"config.json": json.dumps(CONFIG).encode(), "pytorch_model.bin": content}
+        else:
+            files = {
+                **original_files(1, 1, nested=True),
+                "release/mp_rank_00/model_optim_rng.pt": _bytes({"args": exploit}),
+            }
+        with pytest.raises(DataError, match=r"asks for posix\.system"):
+            _convert(tmp_path, files, _trained_tokenizer())
+        assert not exploit.target.exists()
+        torch.load(io.BytesIO(_bytes(exploit)), weights_only=False)
+        assert exploit.target.exists()  # else the test would prove nothing
 
 
 def _trained_tokenizer() -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stagecoach.errors import ConfigError, MissingInputError
+from stagecoach.errors import ConfigError, CorruptObjectError, MissingInputError
 from stagecoach.recipe.download import ResolvedFile
 from stagecoach.settings import Settings
 from stagecoach_download.fetch import copy_file
@@ -76,6 +76,21 @@ def test_a_busy_hub_is_asked_again(hub: Hub, status: int) -> None:
 def test_a_refusal_says_what_to_do(hub: Hub, status: int) -> None:
     hub.behaviours = [f"status:{status}"]
     with pytest.raises(ConfigError, match=f"answers {status}: accept the repository's terms and set HF_TOKEN"):
+        fetched(reader(hub))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (CONTENT[:-1], r"expected more than 10239 bytes, the Hub says that there are none"),
+        (CONTENT + b"!", "expected 10240 bytes, got more"),
+        (CONTENT[:-1] + b"!", "expected sha256"),
+    ],
+    ids=["shorter", "longer", "changed"],
+)
+def test_a_file_of_another_size_or_content_than_planned_is_refused(hub: Hub, content: bytes, message: str) -> None:
+    hub.repos["owner/name"].snapshots[commit_of(hub)]["model.safetensors"] = content
+    with pytest.raises(CorruptObjectError, match=message):
         fetched(reader(hub))
 
 
