@@ -24,7 +24,7 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: There is no such recipe or file, or it is not valid; one line for each problem.
     """
     text, origin = _text(name_or_file)
-    return read_recipe(text, origin, overrides)
+    return read_recipe(text, origin, overrides, Path(origin).parent)
 
 
 def _text(name_or_file: str) -> tuple[str, str]:

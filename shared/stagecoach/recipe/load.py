@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from stagecoach.errors import ConfigError
 from stagecoach.recipe.problems import sentences
 from stagecoach.recipe.recipe import Recipe
+from stagecoach.recipe.task_file import with_task_file
 
 _MAX_RECIPE_BYTES = 1024 * 1024
 _Path = tuple[str | int, ...]
@@ -53,13 +55,14 @@ for _tag, _pattern, _first in (
     )
 
 
-def read_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(text: str, origin: str, overrides: Sequence[str] = (), folder: Path | None = None) -> Recipe:
     """Return the recipe in ``text`` with ``overrides`` laid over it.
 
     Args:
         text: YAML (or JSON, which is YAML).
         origin: Name of the file, for messages.
         overrides: ``PATH=VALUE`` settings such as ``train.peak_lr=1e-5``; the value is read as YAML.
+        folder: Where the name of a file of tasks begins; None allows none.
 
     Raises:
         ConfigError: With one line for each problem: ``file:line: field: what was expected, what was found``.
@@ -67,6 +70,8 @@ def read_recipe(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe
     values, lines = _parse(text, origin)
     for override in overrides:
         _apply(values, lines, override)
+    if folder is not None:
+        values = with_task_file(values, folder)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -199,7 +199,8 @@ class TrainConfig(Section):
     prompts: tuple[str, ...] = placement(())
     """User messages that are answered greedily at start, end and best checkpoint."""
     tasks: tuple[AnswerTask, ...] = placement(())
-    """Questions with checkable answers, asked like the prompts."""
+    """Questions with checkable answers, asked like the prompts; a recipe may name a file of them, with a JSON object a
+    line."""
     answer_max_tokens: PositiveInt = placement(128)
     """Longest greedy answer, in tokens."""
 
