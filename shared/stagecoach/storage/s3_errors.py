@@ -160,6 +160,11 @@ _BY_CODE: dict[str, Trouble] = {
         ("ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired"),
         Trouble.CREDENTIALS,
     ),
+    **dict.fromkeys(  # of STS, which is asked first where a role is assumed
+        ("ExpiredTokenException", "IDPRejectedClaim", "InvalidClientTokenId", "InvalidIdentityToken"),
+        Trouble.CREDENTIALS,
+    ),
+    "IDPCommunicationError": Trouble.TRANSIENT,
     **dict.fromkeys(("AccessDenied", "AllAccessDisabled", "AccountProblem", "NotSignedUp"), Trouble.DENIED),
     **dict.fromkeys(("NoSuchKey", "NoSuchVersion", "NotFound"), Trouble.MISSING),
     **dict.fromkeys(("InvalidRange",), Trouble.CHANGED),
