@@ -12,9 +12,10 @@ from stagecoach_train import masters, philox
 from stagecoach_train.loss import VocabularyShard, head_cross_entropy
 from stagecoach_train.model.attention import Backend, Documents, attend
 from stagecoach_train.model.kernels import flash4_problem
-from stagecoach_train.optimizer import Slice, UpdateNumbers, plain_adamw
-from stagecoach_train.parallel.parameters import Rectangle
+from stagecoach_train.optimizer import plain_adamw
+from stagecoach_train.parallel.shares import Rectangle
 from stagecoach_train.parallel.tensor_parallel import OneRank
+from stagecoach_train.updates import Slice, UpdateNumbers
 
 pytestmark = [
     pytest.mark.gpu,

@@ -18,7 +18,7 @@ from typing import BinaryIO
 from stagecoach.errors import UnavailableError
 from stagecoach.outputs import Output
 from stagecoach.recipe.download import ResolvedFile
-from stagecoach_download.sources import SourceCut, SourceReader
+from stagecoach_download.reader import SourceCut, SourceReader
 from stagecoach_download.verify import ContentCheck
 
 MAX_FRUITLESS_ATTEMPTS = 6

@@ -16,7 +16,7 @@ from stagecoach.errors import ConfigError, CorruptObjectError, MissingInputError
 from stagecoach.recipe.download import ResolvedFile
 from stagecoach.redaction import without_secrets
 from stagecoach.settings import Settings
-from stagecoach_download.sources import SourceCut
+from stagecoach_download.reader import SourceCut
 
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _CONNECT_SECONDS = 10.0

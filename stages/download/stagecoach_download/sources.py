@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 from stagecoach.demo.chat import demo_chat_bytes
-from stagecoach.errors import ConfigError, CorruptObjectError, MissingInputError, UnavailableError
+from stagecoach.errors import ConfigError, CorruptObjectError, MissingInputError
 from stagecoach.outputs import open_input
 from stagecoach.recipe.download import DownloadDataConfig, DownloadModelConfig, DownloadTokenizerConfig, ResolvedFile
 from stagecoach.recipe.source import DirectorySource, EmbeddedSource, ExportSource, HubSource, S3Source
@@ -18,37 +17,12 @@ from stagecoach.settings import Settings
 from stagecoach.source_identity import directory_root
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
+from stagecoach_download.reader import SourceReader
 
 READ_BYTES = 4 * 1024 * 1024
 _RANGE_BYTES = 64 * 1024 * 1024
 
 DownloadConfig = DownloadModelConfig | DownloadTokenizerConfig | DownloadDataConfig
-
-
-class SourceCut(UnavailableError):
-    """The bytes stopped coming; asking again from where they stopped may help."""
-
-    def __init__(self, sentence: str, retry_after_seconds: float | None = None) -> None:
-        """Keep how long the server asked to be left alone, if it said so."""
-        self.retry_after_seconds = retry_after_seconds
-        super().__init__(sentence)
-
-
-class SourceReader(Protocol):
-    """One place that files come from."""
-
-    origin: str
-    """The place, for errors and logs; without credentials."""
-
-    def chunks(self, file: ResolvedFile, start_bytes: int) -> Iterator[bytes]:
-        """Yield the file's bytes in order from offset ``start_bytes`` on.
-
-        Raises:
-            SourceCut: The connection broke or the server is busy; try again.
-            MissingInputError: The file is gone.
-            ConfigError: Access is denied.
-        """
-        ...
 
 
 class DirectoryReader:

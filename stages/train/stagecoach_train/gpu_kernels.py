@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stagecoach_train.optimizer import Slice, UpdateNumbers
+from stagecoach_train.updates import Slice, UpdateNumbers
 
 BLOCK = 4_096
 COLUMN_BLOCK = 16_384

@@ -18,7 +18,7 @@ import torch
 from stagecoach.recipe.train import TrainConfig
 from stagecoach_train import masters, philox
 from stagecoach_train.parallel.parameters import LocalParameter
-from stagecoach_train.parallel.shares import Rectangle
+from stagecoach_train.updates import Slice, UpdateNumbers
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -36,35 +36,6 @@ class ShardState:
     exp_avg: torch.Tensor
     exp_avg_sq: torch.Tensor
     remainder: torch.Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateNumbers:
-    """The scalars of one update, the same for all parameters."""
-
-    update: int
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    step_size: float
-    root_correction: float
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """One native rectangle of a shard, as flat-contiguous views; padding rows of the vocabulary are in none."""
-
-    weight: torch.Tensor
-    remainder: torch.Tensor | None
-    grad: torch.Tensor
-    exp_avg: torch.Tensor
-    exp_avg_sq: torch.Tensor
-    rectangle: Rectangle
-    native_columns: int
-    tensor_number: int
-    decay: float
 
 
 class AdamW:

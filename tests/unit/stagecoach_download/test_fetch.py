@@ -14,7 +14,7 @@ from stagecoach.outputs import Output
 from stagecoach.recipe.download import ResolvedFile
 from stagecoach.storage.memory import MemoryStore
 from stagecoach_download.fetch import MAX_FRUITLESS_ATTEMPTS, copy_file, fetch_files
-from stagecoach_download.sources import SourceCut
+from stagecoach_download.reader import SourceCut
 
 CONTENT = bytes(range(100))
 FILE = ResolvedFile(path="a/b.bin", size_bytes=100, sha256=hashlib.sha256(CONTENT).hexdigest())

@@ -11,8 +11,9 @@ import pytest
 PROGRAM = """
 import dataclasses, torch
 from stagecoach_train import gpu_kernels, masters, philox
-from stagecoach_train.optimizer import Slice, UpdateNumbers, plain_adamw
-from stagecoach_train.parallel.parameters import Rectangle
+from stagecoach_train.optimizer import plain_adamw
+from stagecoach_train.updates import Slice, UpdateNumbers
+from stagecoach_train.parallel.shares import Rectangle
 
 torch.manual_seed(0)
 numbers = UpdateNumbers(update=7, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, step_size=1e-3 / (1 - 0.9**7),
