@@ -21,6 +21,8 @@ def serve(gguf: Path) -> Any:
     parameters.n_ctx = 1024
     parameters.n_parallel = 1
     parameters.n_gpu_layers = 0
+    parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32  # fp16 by default
+    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.use_jinja = True
     parameters.warmup = False
     parameters.cpuparams.n_threads = 1
