@@ -45,6 +45,15 @@ ChatFormat = Literal["chatml", "tokenizer"]
 TOKENIZER_FILES = (TOKENIZER_JSON, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, CHAT_TEMPLATE, SENTENCEPIECE_MODEL)
 
 _CHATML_TOKENS = (IM_START, IM_END)
+_BLANK = "\u2581"
+_PIECES = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": _BLANK},
+        {"type": "Replace", "pattern": {"String": " "}, "content": _BLANK},
+    ],
+}
+"""Normalizer of the tokenizers that were made from a SentencePiece model with a dummy prefix."""
 _RESERVED = re.compile(r"reserved|unused|extra", re.IGNORECASE)
 _UNLIMITED = 1_000_000_000_000_000_019_884_624_838_656
 """What transformers writes for a tokenizer without a longest text."""
@@ -253,13 +262,42 @@ class ChatTokenizer:
         """Return the ids of each text, its control tokens recognised, nothing added; uses every core."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def encode_batch_flat(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """Return the ids of all texts one behind another, int32 [n], and where each begins, int64 [texts + 1]."""
+    def encode_chatml_batch(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Return the ids of all texts one behind another, int32 [n], and where each begins, int64 [texts + 1].
+
+        Args:
+            texts: Conversations in the shipped ChatML form whose content spells no control token.
+        """
         ids, borders = array("i"), [0]
-        for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
+        tokenizer = self._tokenizer
+        if self._of_pieces is not None:
+            tokenizer, texts = self._of_pieces, [self._as_pieces(text) for text in texts]
+        for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
             ids.fromlist(encoding.ids)
             borders.append(len(ids))
         return np.frombuffer(ids, np.int32) if ids else np.zeros(0, np.int32), np.array(borders, np.int64)
+
+    @cached_property
+    def _of_pieces(self) -> Tokenizer | None:
+        """This tokenizer for texts that are normalised already, where normalising means no more than what
+        ``_as_pieces`` does, as in Llama's and Mistral's; the library takes a sixth of its time for it.
+        """
+        spec = json.loads(self._json)
+        others = [token["content"] for token in spec["added_tokens"] if token["content"] not in self.control_ids]
+        if spec["normalizer"] != _PIECES or spec["pre_tokenizer"] is not None or others or not self.splits_hard:
+            return None
+        tokenizer = load_tokenizer(self._json, f"{self.origin}/{TOKENIZER_JSON}")
+        tokenizer.post_processor = tokenizer.normalizer = None
+        return tokenizer
+
+    def _as_pieces(self, text: str) -> str:
+        """Return a ChatML text as SentencePiece spells it: blanks as U+2581, and one before each run of plain text."""
+        bos = self.special.bos or ""
+        bos = bos if text.startswith(bos) else ""
+        pieces = text[len(bos) :].replace(" ", _BLANK)
+        for control in _CHATML_TOKENS:  # plain text follows each of them: a role, or the line's end
+            pieces = pieces.replace(control, control + _BLANK)
+        return bos + pieces
 
     def encode_batch_with_offsets(self, texts: Sequence[str]) -> list[Encoded]:
         """Return ids and offsets of each text, its control tokens recognised, nothing added; uses every core."""

@@ -76,7 +76,7 @@ class Labeller:
         Works on the ids of all conversations, one behind another: S turns start in them, T of which are the turns of
         messages. The others hold tools, in a system message of their own before the first turn of a conversation.
         """
-        ids, borders = self._tokenizer.encode_batch_flat([rendered.text for rendered in batch])
+        ids, borders = self._tokenizer.encode_chatml_batch([rendered.text for rendered in batch])
         starts_S, ends_S = np.flatnonzero(ids == self._start), np.flatnonzero(ids == self._end)
         first_start = np.searchsorted(starts_S, borders)
         num_turns = np.array([len(rendered.trained) for rendered in batch], np.int64)

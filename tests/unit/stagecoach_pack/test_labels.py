@@ -153,6 +153,23 @@ def test_decoding_the_trained_tokens_gives_the_assistants_text(family: Family) -
         assert all(answer in text or "\ufffd" in text or not answer.isascii() for answer in answers)
 
 
+def test_normalised_here_are_the_texts_of_mistral_alone() -> None:
+    found = [family for family in CHATML_FAMILIES if chat_tokenizer(family)._of_pieces is not None]
+    assert found == ["mistral"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", " ", "  a", "\u2581a \u2581 ", "a\u2581", "\n", "<s", "|im_end|>", "\u00a0\t \r\n"]
+)
+def test_texts_normalised_here_have_the_ids_of_the_tokenizer_itself(content: str) -> None:
+    tokenizer = chat_tokenizer("mistral")
+    roles = ("system", "user", "assistant", "user")
+    text = tokenizer.template.render([{"role": role, "content": content} for role in roles])
+    ids, borders = tokenizer.encode_chatml_batch([text, text + text[len("<s>") :]])
+    assert ids[: borders[1]].tolist() == tokenizer.encode_batch([text])[0]
+    assert ids[borders[1] :].tolist() == tokenizer.encode_batch([text + text[len("<s>") :]])[0]
+
+
 def test_the_known_mistral_turn() -> None:
     found = label(
         Conversation([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]), "mistral"
