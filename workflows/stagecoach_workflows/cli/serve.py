@@ -166,6 +166,7 @@ def _line() -> str | None:
     try:
         return input("> ").strip()
     except EOFError:
+        typer.echo()  # the terminal's own prompt belongs on a line of its own
         return None
 
 

@@ -76,8 +76,8 @@ def _check_sizes(task: BatchTask, wanted: Asked, there: Sequence[Node]) -> None:
         raise ConfigError(f"{task.name}: {wanted.cpus} cores are asked for, but {where} {cpus}; set cpus in slurm.yaml")
     if wanted.memory_mib > memory_mib:
         raise ConfigError(
-            f"{task.name}: {wanted.memory_mib / 1024:.0f} GiB of memory are asked for, but {where}"
-            f" {memory_mib / 1024:.0f}; set memory_gib in slurm.yaml"
+            f"{task.name}: {_gib(wanted.memory_mib)} GiB of memory are asked for, but {where}"
+            f" {_gib(memory_mib)}; set memory_gib in slurm.yaml"
         )
     fitting = {
         node.name
@@ -89,13 +89,18 @@ def _check_sizes(task: BatchTask, wanted: Asked, there: Sequence[Node]) -> None:
     if len(fitting) < wanted.nodes:
         raise ConfigError(
             f"{task.name}: {wanted.nodes} nodes with {wanted.gpus} GPUs{kind}, {wanted.cpus} cores and"
-            f" {wanted.memory_mib / 1024:.0f} GiB each are asked for, but partition {largest.partition} has"
+            f" {_gib(wanted.memory_mib)} GiB each are asked for, but partition {largest.partition} has"
             f" {len(fitting)}; change slurm.yaml or train.nodes of the recipe"
         )
 
 
 def _gpus(node: Node, kind: str | None) -> int:
     return node.gpus.get(kind, 0) if kind is not None else sum(node.gpus.values())
+
+
+def _gib(mib: int) -> str:
+    """One decimal: 8,000 MiB are not the 8 GiB that do not fit in them."""
+    return f"{round(mib / 1024, 1):g}"
 
 
 def _hours(seconds: float) -> str:

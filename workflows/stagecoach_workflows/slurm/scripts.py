@@ -9,9 +9,10 @@ tasks whose outputs it reads. ``stagecoach run --runner slurm`` calls the very s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from stagecoach.recipe.recipe import Recipe
@@ -96,9 +97,10 @@ class Scripts:
         place = Place(store=store_url, sources=_source_folders(recipe))
         values = _values(graph, store_url)
         tasks = [_batch_task(graph, task, values, recipe) for task in graph.tasks if task.name != _PLAN]
-        tasks = [_probe(graph.steps[_PLAN], store_url, recipe), *tasks]
         if NOTIFY in graph.steps:
             tasks.append(_notify(graph.steps[NOTIFY], values, config, recipe))
+        images = dict.fromkeys(task.step.image for task in tasks) if config.runtime == "podman" else {}
+        tasks = [_probe(graph.steps[_PLAN], store_url, recipe, tuple(images)), *tasks]
         files = {f"{task.name}.sbatch": batch_script(task, config, place) for task in tasks}
         files |= {RECIPE: f"{graph.parameters['recipe']}\n", SUBMIT: _submit(graph, values, config, recipe)}
         return cls(tasks=tuple(tasks), files=files)
@@ -140,11 +142,28 @@ def _kind(task: str) -> str:
     return max((kind for kind in TASKS if task == kind or task.startswith(f"{kind}-")), key=len)
 
 
-def _probe(plan: Step, store_url: str, recipe: Recipe) -> BatchTask:
-    """Read the plan from a compute node: proves that it sees the store, the run's folder and Stagecoach itself."""
+def _probe(plan: Step, store_url: str, recipe: Recipe, images: Sequence[str]) -> BatchTask:
+    """Read the plan from a compute node: proves that it sees the store, the run's folder and Stagecoach itself.
+
+    ``images`` are looked for first: on the node, else in their registry, and none is fetched for that.
+    """
+    before = (
+        f"for image in {' '.join(quote(image) for image in images)}; do",
+        '  podman image exists "$image" || podman manifest inspect "docker://$image" > /dev/null || {',
+        '    echo "image $image is neither on this node nor in its registry; push it, or correct --images" >&2',
+        '    echo 66 > "$folder/exit"; exit 66; }',
+        "done",
+    )
     step = _small(plan, ("python", "-m", "stagecoach_workflows"))
     arguments = ("show", RUN, f"--store={store_url}")
-    return BatchTask(name=PROBE, kind=PROBE, step=step, arguments=arguments, recipe=recipe.name)
+    return BatchTask(
+        name=PROBE,
+        kind=PROBE,
+        step=step,
+        arguments=arguments,
+        recipe=recipe.name,
+        before=before if images else (),
+    )
 
 
 def _notify(step: Step, values: Mapping[str, str], config: SlurmConfig, recipe: Recipe) -> BatchTask:

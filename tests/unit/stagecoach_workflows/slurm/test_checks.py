@@ -49,7 +49,7 @@ def test_what_fits_is_not_refused() -> None:
         ({**FITS, "gpus": 8}, {}, "train: 8 GPUs are asked for, but a node of partition gpu has at most 4"),
         ({**FITS, "gpu_type": "h100"}, {}, "4 GPUs of type h100 are asked for, but a node of partition gpu has"),
         ({**FITS, "cpus": 65}, {}, "train: 65 cores are asked for"),
-        ({**FITS, "memory_gib": 300}, {}, "train: 300 GiB of memory are asked for"),
+        ({**FITS, "memory_gib": 250.1}, {}, "train: 250.1 GiB of memory are asked for, .* has at most 250;"),
         ({"partition": "gpu"}, {}, "train: a time limit of 3-00:00:00 is more than the 48 hours of partition gpu"),
         (FITS, {"runtime": "apptainer", "images": "/nowhere"}, r"expected its image /nowhere/stagecoach-.*\.sif"),
     ],

@@ -63,3 +63,18 @@ def test_several_nodes_meet_at_the_first_one() -> None:
     train = Scripts.of(recipe, Deployment(), SlurmConfig(), "s3://stagecoach").files["train.sbatch"]
     assert "#SBATCH --nodes=2" in train
     assert 'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)' in train
+
+
+@pytest.mark.parametrize("runtime", ["podman", "none"])
+def test_podmans_probe_looks_for_every_image(runtime: str) -> None:
+    made = scripts("micro", SlurmConfig.model_validate({"runtime": runtime}))
+    images = {task.step.image for task in made.tasks}
+    assert len(images) >= 7
+    looked_for = made.files["probe.sbatch"].partition("for image in ")[2].partition(";")[0].split()
+    assert set(looked_for) == (images if runtime == "podman" else set())
+
+
+def test_podman_writes_as_the_user_outside() -> None:
+    """The image's own user owns none of the folders that are mounted."""
+    train = scripts("micro", SlurmConfig(runtime="podman")).files["train.sbatch"]
+    assert " --user=0 " in train and "--userns" not in train
