@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import re
+import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -151,6 +152,7 @@ def _record(store: ObjectStore, end: Ending, runner: str) -> None:
     state = "succeeded" if end.succeeded else "failed"
     values = {"state": state, "exit_code": 0 if end.succeeded else end.exit_code or 70, "runner": runner}
     details = {
+        "unix_seconds": round(time.time(), 3),
         "failed_task": end.failed_task,
         "message": end.message,
         "workflow": end.workflow,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ def make_engine(
 def record_end(store: ObjectStore, run_id: str, outcome: Outcome, runner: str) -> None:
     """Write how the run ended; a store that does not answer must not hide how it ended."""
     values = {
+        "unix_seconds": round(time.time(), 3),
         "state": "succeeded" if outcome.exit_code == 0 else "failed",
         "exit_code": outcome.exit_code,
         "failed_task": outcome.failed_task,

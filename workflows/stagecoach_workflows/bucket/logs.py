@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from stagecoach.errors import MissingInputError, ObjectMissing
-from stagecoach.paths import finished_prefix, logs_prefix
+from stagecoach.paths import logs_prefix
 from stagecoach.plan_file import Plan, read_plan
-from stagecoach.records import record_keys
 from stagecoach.storage.base import ObjectStore
-from stagecoach_workflows.bucket.runs import state_of
+from stagecoach_workflows.bucket.runs import has_ended
 
 _CHUNK = re.compile(r"(?P<task>[a-z0-9-]+)/(?P<number>\d{4,})-(?P<chunk>\d{6,})\.txt")
 _READERS = 16
@@ -59,16 +58,12 @@ def lines_of(store: ObjectStore, log: AttemptLog, skip_chunks: int = 0) -> Itera
 
 
 def follow(store: ObjectStore, run_id: str, task: str, attempt: int | None) -> Iterator[tuple[AttemptLog, list[str]]]:
-    """Yield new lines as chunks appear, until the run has ended and everything was read; looks every two seconds.
-
-    A task that failed may be tried again, so only a runner's own record says that a run has failed.
-    """
+    """Yield new lines as chunks appear, until the run has ended and everything was read; looks every two seconds."""
     plan = read_plan(store, run_id)
     seen: dict[tuple[str, int], int] = {}
     running = True
     while running:
-        # asked before the look, so that the last chunk is read
-        running = not record_keys(store, finished_prefix(run_id)) and state_of(store, plan) != "succeeded"
+        running = not has_ended(store, plan)  # asked before the look, so that the last chunk is read
         for log in _wanted(store, plan, task, attempt):
             read = seen.get((log.task, log.record), 0)
             seen[log.task, log.record] = len(log.keys)

@@ -13,7 +13,7 @@ from stagecoach.errors import ConfigError, CorruptObjectError, MissingInputError
 from stagecoach.manifest import Manifest, read_manifest
 from stagecoach.paths import finished_prefix, is_run_id, task_record_prefix
 from stagecoach.plan_file import Plan, read_plan
-from stagecoach.records import read_numbered
+from stagecoach.records import read_numbered, read_sealed, record_keys
 from stagecoach.storage.base import ObjectStore
 
 _READERS = 16
@@ -83,6 +83,17 @@ def show_run(store: ObjectStore, run_id: str) -> tuple[Plan, list[TaskRow]]:
         return plan, list(pool.map(lambda task: _task_row(store, plan, task), plan.tasks))
 
 
+def numbers(row: TaskRow) -> dict[str, float]:
+    """Return the counts and measured values that a task's summary holds at its top, and the last held-out evaluation."""
+    held_out = row.summary.get("heldout_last") or {}
+    values = {**row.summary, **{f"held-out {name}": value for name, value in held_out.items()}}
+    return {
+        name.replace("_", " "): value
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
 def compare_runs(store: ObjectStore, first: str, second: str) -> list[tuple[str, Any, Any]]:
     """Return every value in which two runs differ: recipe fields, keys and summaries of their outputs.
 
@@ -100,16 +111,31 @@ def as_json(rows: list[RunRow] | list[TaskRow]) -> list[dict[str, Any]]:
 
 
 def state_of(store: ObjectStore, plan: Plan) -> str:
-    """Return a run's state from its finish record, or from its tasks' records where no runner wrote one."""
+    """Return a run's state from its finish record, or from its tasks' records where no runner wrote one.
+
+    A run that failed and was asked to go on runs again once one of its tasks has started after that record.
+    """
     finished = read_numbered(store, finished_prefix(plan.run_id))
-    if finished:
-        return str(finished[max(finished)].get("state", "failed"))
-    states = [_last_state(store, plan.run_id, task.task) for task in plan.tasks.values() if task.decision == "run"]
+    ended = finished[max(finished)] if finished else None
+    if ended is not None and ended.get("state") == "succeeded":
+        return "succeeded"
+    last = [_last_record(store, plan.run_id, task.task) for task in plan.tasks.values() if task.decision == "run"]
+    if ended is not None:
+        since = float(ended.get("unix_seconds", "inf"))
+        again = any(record.get("state") == "started" and record.get("unix_seconds", 0.0) > since for record in last)
+        return "running" if again else str(ended.get("state", "failed"))
+    states = [record.get("state", "") for record in last]
     if "failed" in states:
         return "failed"
     if all(state in ("done", "already done") for state in states):
         return "succeeded"
     return "running" if any(states) else "planned"
+
+
+def has_ended(store: ObjectStore, plan: Plan) -> bool:
+    """Say whether nothing more will happen: a task that failed may be tried again until a runner says that it gives up."""
+    state = state_of(store, plan)
+    return state == "succeeded" or (state == "failed" and bool(record_keys(store, finished_prefix(plan.run_id))))
 
 
 def _row(store: ObjectStore, run_id: str) -> RunRow | None:
@@ -140,9 +166,9 @@ def _training(store: ObjectStore, plan: Plan) -> tuple[int | None, float | None]
     return (int(step) if step is not None else None), (float(loss) if loss is not None else None)
 
 
-def _last_state(store: ObjectStore, run_id: str, task: str) -> str:
-    records = read_numbered(store, task_record_prefix(run_id, task))
-    return str(records[max(records)].get("state", "")) if records else ""
+def _last_record(store: ObjectStore, run_id: str, task: str) -> dict[str, Any]:
+    numbers = record_keys(store, task_record_prefix(run_id, task))
+    return read_sealed(store, numbers[max(numbers)]) if numbers else {}
 
 
 def _task_row(store: ObjectStore, plan: Plan, name: str) -> TaskRow:

@@ -68,9 +68,20 @@ def show(run_id: options.RunArgument, store: options.Store = "", json_output: As
         f"{plan.run_id}  recipe {plan.recipe.get('name')}  {runs.state_of(opened, plan)}  {runs.utc(plan.created_unix_seconds)}"
     )
     echo_table(
-        ("task", "decision", "state", "output", "bytes", "seconds", "why"),
-        [(row.task, row.decision, row.state, row.output, row.size_bytes, row.seconds, row.reason) for row in rows],
+        ("task", "decision", "state", "attempts", "output", "bytes", "seconds", "why"),
+        [
+            (row.task, row.decision, row.state, row.attempts, row.output, row.size_bytes, row.seconds, row.reason)
+            for row in rows
+        ],
     )
+    for row in rows:
+        numbers = runs.numbers(row)
+        if numbers:
+            said = (
+                f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.6g}"
+                for name, value in numbers.items()
+            )
+            typer.echo(f"{row.task}: {', '.join(said)}")
     for row in rows:
         if row.message:
             typer.echo(f"{row.task}: {row.message}")

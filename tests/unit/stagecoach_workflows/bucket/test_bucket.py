@@ -19,6 +19,7 @@ from stagecoach_workflows.bucket.gc import GRACE_SECONDS, delete_garbage, plan_g
 from stagecoach_workflows.bucket.lineage import lineage, walk
 from stagecoach_workflows.bucket.runs import compare_runs, list_runs, show_run
 from stagecoach_workflows.bucket.verify import verify_output
+from stagecoach_workflows.cli.main import app
 
 NOW = 2_000_000_000.0
 OLD_RUN, NEW_RUN = "20261120T000000Z-a", "20261125T000000Z-a"
@@ -100,6 +101,26 @@ def test_without_a_finish_record_the_tasks_tell_the_state(store: ObjectStore, st
     for state in states:
         write_record(store, NEW_RUN, "pack", {"state": state})
     assert [row.state for row in list_runs(store)] == [expected]
+
+
+def test_a_run_that_failed_and_was_asked_to_go_on_runs_again(store: ObjectStore) -> None:
+    _plan(store, NEW_RUN, pack="packed/m-00ff/")
+    write_record(store, NEW_RUN, "pack", {"state": "started"})  # killed: it never says more
+    write_numbered(store, finished_prefix(NEW_RUN), {"state": "failed", "unix_seconds": time.time()})
+    assert [row.state for row in list_runs(store)] == ["failed"]
+    time.sleep(0.01)
+    write_record(store, NEW_RUN, "pack", {"state": "started"})
+    assert [row.state for row in list_runs(store)] == ["running"]
+    write_numbered(store, finished_prefix(NEW_RUN), {"state": "succeeded", "unix_seconds": time.time()})
+    assert [row.state for row in list_runs(store)] == ["succeeded"]
+
+
+def test_show_says_what_was_measured(store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = {"steps": 1_250_000, "last_loss": 0.25, "ok": True, "heldout_last": {"loss": 0.5}, "per_source": {"a": 1}}
+    _output(store, tmp_path, "trained/m-00ff/", task="train", summary=summary)
+    _plan(store, NEW_RUN, train="trained/m-00ff/")
+    assert app(["show", NEW_RUN, "--store", store.url]) == 0
+    assert "train: steps 1,250,000, last loss 0.25, held-out loss 0.5\n" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_plan_is_no_run(store: ObjectStore) -> None:
