@@ -53,6 +53,8 @@ DOCUMENT = np.dtype(
     ]
 )
 _TOKENS_SQUARED_PER_TOKEN = 12 * 4096
+_RECORDS_AT_ONCE = 1 << 16
+_PACKS_AT_ONCE = 1 << 10
 
 CUT_BEFORE = 1
 CUT_BEHIND = 2
@@ -320,15 +322,16 @@ def pack_records(
     counts = np.asarray(num_documents, np.int64)
     first = np.concatenate([[0], np.cumsum(counts)[:-1]]) if len(counts) else np.zeros(0, np.int64)
     records = np.zeros(len(counts), PACK)
-    if not len(counts):
-        return records
-    lengths = documents["num_tokens"].astype(np.uint64)
     records["first_document"] = first
     records["num_documents"] = counts
-    records["num_tokens"] = np.add.reduceat(lengths, first)
-    records["sum_squares"] = np.add.reduceat(lengths * lengths, first)
-    records["num_targets"] = np.add.reduceat(np.asarray(targets, np.uint64), first)
-    records["max_document_tokens"] = np.maximum.reduceat(lengths, first)
+    for begin in range(0, len(counts), _PACKS_AT_ONCE):
+        part = records[begin : begin + _PACKS_AT_ONCE]
+        low, high = int(part["first_document"][0]), int(part["first_document"][-1]) + int(part["num_documents"][-1])
+        lengths, starts = documents["num_tokens"][low:high].astype(np.uint64), first[begin : begin + len(part)] - low
+        part["num_tokens"] = np.add.reduceat(lengths, starts)
+        part["sum_squares"] = np.add.reduceat(lengths * lengths, starts)
+        part["num_targets"] = np.add.reduceat(np.asarray(targets[low:high], np.uint64), starts)
+        part["max_document_tokens"] = np.maximum.reduceat(lengths, starts)
     return records
 
 
@@ -338,5 +341,6 @@ def plan_sha256(documents: npt.NDArray[Any], packs: npt.NDArray[Any]) -> str:
     """
     digest = hashlib.sha256()
     for column in (documents["digest"], documents["num_tokens"], documents["skipped_tokens"], packs["num_documents"]):
-        digest.update(np.ascontiguousarray(column).tobytes())
+        for begin in range(0, len(column), _RECORDS_AT_ONCE):
+            digest.update(np.ascontiguousarray(column[begin : begin + _RECORDS_AT_ONCE]).tobytes())
     return digest.hexdigest()

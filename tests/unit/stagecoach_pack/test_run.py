@@ -83,6 +83,36 @@ def test_packs_hold_every_token_once_and_targets_stay_inside_documents(tmp_path:
     assert documents == list(range(split.num_documents))
 
 
+def test_bytes_do_not_depend_on_how_many_records_are_handled_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"demo": {"chat.jsonl": DEMO}, "more": {"x.jsonl": json_lines(*rows(40))}}
+    whole = pack_run(tmp_path / "whole", files, heldout_share=0.1)
+    for name in (
+        "stagecoach_pack.write._RECORDS_AT_ONCE",
+        "stagecoach.formats.packed._RECORDS_AT_ONCE",
+        "stagecoach.formats.packed._PACKS_AT_ONCE",
+        "stagecoach_pack.spool._CONVERSATIONS_AT_ONCE",
+    ):
+        monkeypatch.setattr(name, 7)
+    parts = pack_run(tmp_path / "parts", files, heldout_share=0.1)
+    assert {name: whole.entry(name).sha256 for name in whole.names()} == {
+        name: parts.entry(name).sha256 for name in parts.names()
+    }
+
+
+def test_a_sampled_source_before_a_whole_one_keeps_its_place(tmp_path: Path) -> None:
+    """Sampled conversations are tokenised last; the plan must not see that."""
+    sources = [
+        {"name": name, "source": {"kind": "embedded"}, **more} for name, more in (("a", {"rows": 30}), ("b", {}))
+    ]
+    files = {"a": {"x.jsonl": json_lines(*rows(30))}, "b": {"y.jsonl": json_lines(*rows(30, first=30))}}
+    sampled = pack_run(tmp_path / "sampled", files, data={"sources": sources})
+    whole = pack_run(tmp_path / "whole", files)
+    assert sampled.entry("train/documents.bin").sha256 == whole.entry("train/documents.bin").sha256
+    assert sampled.entry("train/tokens.bin").sha256 == whole.entry("train/tokens.bin").sha256
+
+
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     first, again = (pack_run(tmp_path / name, {"demo": {"chat.jsonl": DEMO}}, heldout_share=0.1) for name in "ab")
     assert {name: first.entry(name).sha256 for name in first.names()} == {
