@@ -377,7 +377,7 @@ def _metrics(what: str, by: str, value: str, scope: str = "") -> Metrics:
     labels = [Label(key=by, value=value)]
     metrics: list[Any] = [
         Counter(
-            name=f"stagecoach_{what}s",
+            name=f"stagecoach_{what}s_total",
             help=f"{what.capitalize()}s that ended, by {by} and status",
             labels=[*labels, Label(key="status", value=f"{{{{{scope}status}}}}")],
             value="1",
