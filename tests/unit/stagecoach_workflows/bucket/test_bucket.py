@@ -144,11 +144,14 @@ def test_compare_lists_only_what_differs(store: ObjectStore) -> None:
 
 def test_lineage_goes_down_to_the_files(store: ObjectStore, tmp_path: Path) -> None:
     files = [{"path": "a.jsonl", "size_bytes": 1, "sha256": "00"}]
-    _output(store, tmp_path, "sources/datasets/d-1/", config={"source": {"kind": "hub"}, "files": files})
+    _output(
+        store, tmp_path, "sources/datasets/d-1/", config={"source": {"kind": "hub"}, "commit": "c0ffee", "files": files}
+    )
     _output(store, tmp_path, "packed/m-2/", inputs={"data": "sources/datasets/d-1/", "gone": "sources/tokenizers/t-9/"})
     nodes = [(depth, node.role, node.task) for depth, node in walk(lineage(store, "packed/m-2"))]
     assert nodes == [(0, "", "pack"), (1, "data", "pack"), (1, "gone", "(deleted)")]
-    assert lineage(store, "packed/m-2/").inputs[0].files == files
+    data = lineage(store, "packed/m-2/").inputs[0]
+    assert (data.commit, data.files) == ("c0ffee", files)
 
 
 def test_lineage_of_nothing_is_a_missing_input(store: ObjectStore) -> None:
