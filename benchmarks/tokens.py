@@ -192,6 +192,7 @@ def main() -> int:
             "anonymous_mib": max(result["pack stage"]["anonymous_mib"], many["anonymous_mib"]),
             "anonymous_mib_10000_short_rows": few["anonymous_mib"],
             f"anonymous_mib_{options.short_rows}_short_rows": many["anonymous_mib"],
+            "anonymous_growth_mib": many["anonymous_mib"] - few["anonymous_mib"],
         },
     )
 

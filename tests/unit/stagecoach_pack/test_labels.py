@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stagecoach.formats.tokenizer import ChatTokenizer
 from stagecoach.recipe.pack import TrainOn
 from stagecoach_pack.chat import Renderer
 from stagecoach_pack.conversation import Conversation
 from stagecoach_pack.labels import Labelled, Labeller
+from stagecoach_pack.problems import RowProblem
 from tests.unit.stagecoach_pack.chat_tokenizers import (
     CHATML_FAMILIES,
     FAMILIES,
@@ -206,6 +208,38 @@ def test_whose_messages_are_trained(
     tokenizer, found = chat_tokenizer(family), label(talk, family, train_on)
     texts = tokenizer.decode(found.ids[found.trained].tolist()).replace(tokenizer.special.eos or "", " ").split()
     assert texts == trained
+
+
+@pytest.mark.parametrize("family", ["mistral", "smollm2"])
+def test_labels_of_a_batch_are_those_of_each_conversation_alone(family: Family) -> None:
+    """Tools without a system message add a turn that no message stands for; it must shift no other turn's label."""
+    tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
+    answers = [
+        {"role": "assistant", "content": text, "weight": weight} for text, weight in (("a", 0), ("b", 1), ("c", 0))
+    ]
+    with_tools = Conversation([{"role": "user", "content": "u"}, *answers], [tool])
+    tokenizer, talks = chat_tokenizer(family), [*(generated_chat(seed) for seed in range(30)), with_tools] * 2
+    batch = label_all(talks, family)
+    for talk, found in zip(talks, batch, strict=True):
+        alone = label(talk, family)
+        assert (found.ids.tolist(), found.trained.tolist()) == (alone.ids.tolist(), alone.trained.tolist())
+        assert found.breaks.tolist() == alone.breaks.tolist()
+    for found in (batch[30], batch[61]):
+        assert tokenizer.decode(found.ids[found.trained].tolist()) == "b<|im_end|>"
+
+
+def test_a_prompt_with_other_ids_alone_than_before_its_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shipped tokenizer does that, so one is made to: a token of the answer's header gets another id."""
+    tokenizer = chat_tokenizer("llama3-template")
+    rendered = Renderer(tokenizer, "assistant").render(
+        Conversation([{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}])
+    )
+    (encoded,) = tokenizer.encode_batch_with_offsets([rendered.text])
+    encoded.ids[np.flatnonzero(encoded.ends <= rendered.turns[1][0])[-2]] += 1
+    monkeypatch.setattr(ChatTokenizer, "encode_batch_with_offsets", lambda self, texts: [encoded])
+    (found,) = Labeller(tokenizer).label([rendered])
+    assert isinstance(found, RowProblem)
+    assert found.reason == "prompt ids differ"
 
 
 def test_a_token_across_header_and_content_is_untrained_and_counted() -> None:
