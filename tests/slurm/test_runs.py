@@ -69,7 +69,7 @@ def test_a_killed_node_costs_the_steps_since_the_last_checkpoint(work: Work) -> 
 
 def test_a_time_limit_saves_and_the_next_job_goes_on(work: Work) -> None:
     """The training has no other checkpoint than the one that it saves before the limit."""
-    work.configure("tasks: {train: {time: '2'}}")
+    work.configure("tasks: {train: {time: '3'}}")
     names = ("steps", "save_every_steps", "evaluate_every_steps")
     work.submit(*(f"--set=train.{name}=100000" for name in names))
     work.wait_until(lambda: bool(resumed(work.log("train"))), "an attempt that goes on")
@@ -77,7 +77,7 @@ def test_a_time_limit_saves_and_the_next_job_goes_on(work: Work) -> None:
     assert "exit code 75: this job is run again" in log
     assert "DUE TO TIME LIMIT" not in log
     assert resumed(log)[0] > 0, log
-    assert "attempt 2" in work.call("status", RUN).stdout
+    assert re.search(r"train .*attempt [2-9]", work.call("status", RUN).stdout)
     assert work.call("cancel", RUN, "--now").returncode == 0
     work.wait_until(lambda: work.cluster.queue() == [], "the end of all jobs")
 
