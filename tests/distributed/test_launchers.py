@@ -56,19 +56,17 @@ def test_under_torchrun(tmp_path: Path) -> None:
     assert len([name for name in trained(store).objects if name.startswith("iter_0000004/rank-")]) == 2
 
 
-def test_on_two_machines(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path / "store")
-    tiny_inputs(store, tmp_path / "make")
+def run_on_two_machines(store: LocalStore, folder: Path, config: dict[str, Any], run_id: str) -> list[str]:
+    """Train on two machines that meet on this one; returns what they said."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    config = json.dumps({**RECIPE, "nodes": 2})
     machines = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.train_driver", store.url, "run-a", config],
+            [sys.executable, "-m", "tests.faults.train_driver", store.url, run_id, json.dumps({**config, "nodes": 2})],
             cwd=ROOT,
             env=environ(
-                tmp_path / f"scratch-{node}",
+                folder / f"scratch-{node}",
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=port,
                 STAGECOACH_NODE_RANK=str(node),
@@ -78,6 +76,34 @@ def test_on_two_machines(tmp_path: Path) -> None:
         )
         for node in (1, 0)
     ]
-    errors = [machine.communicate(timeout=300)[1] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], errors
-    assert len([name for name in trained(store).objects if name.startswith("iter_0000004/rank-")]) == 2
+    said = [machine.communicate(timeout=600)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    return said
+
+
+def last_checkpoint(store: LocalStore) -> dict[str, str]:
+    """Digests of the files of the last iteration."""
+    objects = trained(store).objects
+    return {name: entry.sha256 for name, entry in objects.items() if name.startswith("iter_0000004/rank-")}
+
+
+def test_on_two_machines(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    tiny_inputs(store, tmp_path / "make")
+    run_on_two_machines(store, tmp_path, RECIPE, "run-a")
+    assert len(last_checkpoint(store)) == 2
+
+
+@pytest.mark.slow
+def test_two_machines_go_on_from_a_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
+    """Each machine reads the parts of the checkpoint that its own rank holds, and no shards."""
+    store = LocalStore(tmp_path / "store")
+    tiny_inputs(store, tmp_path / "make")
+    recipe = {**RECIPE, "layout": {"pipeline_parallel": 2}, "save_every_steps": 2}
+    run_on_two_machines(store, tmp_path, recipe, "run-a")
+    expected = last_checkpoint(store)
+    keys = [info.key for info in store.list(TRAINED)]
+    store.delete([key for key in keys if key == f"{TRAINED}manifest.json" or "iter_0000004" in key])
+    said = run_on_two_machines(store, tmp_path, recipe, "run-a")
+    assert "attempt 2, from iteration 2" in said[1]
+    assert last_checkpoint(store) == expected
