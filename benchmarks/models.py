@@ -1,7 +1,7 @@
 """How fast convert, shard and export move a model, and how much memory of their own they take.
 
     make bench-models                                     8 of Mistral-7B's 32 layers (4.0 GB), 3 rounds
-    make bench-models ARGS="--layers 32 --rounds 1 --no-s3"    the whole model (14.5 GB); needs 45 GB of disk
+    make bench-models ARGS="--layers 32 --rounds 1 --no-s3"    the whole model (14.5 GB)
     .. ARGS=--quick                                       1 layer, 1 round; writes no result, judges nothing
 
 Random bf16 weights; every measurement runs in a fresh process, the two sides of a pair follow each other, the median of
@@ -11,6 +11,7 @@ Directory store: ``cp`` of the stage's input to its output's disk, ``sync`` of t
 the whole stage: it checks its input, writes its output and hashes it. S3 (a SeaweedFS started for each stage): the store's own
 ``get_file`` of the input and ``put_file`` of as many bytes, against the stage. Peer, in the same run: transformers' load
 and ``save_pretrained``. Memory is the peak of RssAnon: mapped files are not counted.
+Disk: 7 times the weights (28 GB) with S3, 3 times without.
 """
 
 from __future__ import annotations
@@ -186,34 +187,38 @@ def empty_folder(path: Path) -> Any:
         shutil.rmtree(path)
 
 
-def pairs(stage: Stage, store: ObjectStore, floor: Callable[[Path], Callable[[], None]], rounds: int) -> dict[str, Any]:
-    """Measure a stage and what its bytes cost at least, ``rounds`` times; the last output of the stage stays.
+def pair(
+    stage: Stage, store: ObjectStore, floor: Callable[[Path], Callable[[], None]], *, floor_first: bool
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Measure what a stage's bytes cost at least, and the stage; its output stays in the store, an earlier one goes.
 
     Args:
         stage: What is measured.
-        store: Its store, out of which earlier outputs of the stage are deleted.
+        store: Its store.
         floor: Makes the other side, given an empty folder.
-        rounds: How often.
+        floor_first: Which of the two comes first; rounds alternate.
     """
-    floors, stages = [], []
-    for number in range(rounds):
-        for side in ("floor", "stage") if number % 2 == 0 else ("stage", "floor"):
-            if side == "floor":
-                with empty_folder(stage.scratch / "floor") as folder:
-                    floors.append(measured(floor(folder)))
-            else:
-                store.delete([info.key for info in store.list(PREFIXES[WRITES[stage.name]])])
-                with empty_folder(stage.scratch / "in"), empty_folder(stage.scratch / "out"):
-                    stages.append(measured(stage))
+    found: dict[str, dict[str, float]] = {}
+    for side in ("floor", "stage") if floor_first else ("stage", "floor"):
+        if side == "floor":
+            with empty_folder(stage.scratch / "floor") as folder:
+                found[side] = measured(floor(folder))
+        else:
+            store.delete([info.key for info in store.list(PREFIXES[WRITES[stage.name]])])
+            with empty_folder(stage.scratch / "in"), empty_folder(stage.scratch / "out"):
+                found[side] = measured(stage)
+    return found["floor"], found["stage"]
+
+
+def summed(pairs: list[tuple[dict[str, float], dict[str, float]]]) -> dict[str, Any]:
+    """Return the median share of the floor's speed, and every figure."""
     return {
-        "share": round(
-            statistics.median(least["seconds"] / each["seconds"] for least, each in zip(floors, stages, strict=True)), 3
-        ),
-        "seconds": [each["seconds"] for each in stages],
-        "floor_seconds": [each["seconds"] for each in floors],
-        "cpu_seconds": [each["cpu_seconds"] for each in stages],
-        "floor_cpu_seconds": [each["cpu_seconds"] for each in floors],
-        "peak_anonymous_mib": max(each["peak_anonymous_mib"] for each in stages),
+        "share": round(statistics.median(floor["seconds"] / stage["seconds"] for floor, stage in pairs), 3),
+        "seconds": [stage["seconds"] for _, stage in pairs],
+        "floor_seconds": [floor["seconds"] for floor, _ in pairs],
+        "cpu_seconds": [stage["cpu_seconds"] for _, stage in pairs],
+        "floor_cpu_seconds": [floor["cpu_seconds"] for floor, _ in pairs],
+        "peak_anonymous_mib": max(stage["peak_anonymous_mib"] for _, stage in pairs),
     }
 
 
@@ -221,25 +226,40 @@ def on_a_directory(root: Path, stage: str, rounds: int) -> dict[str, Any]:
     """Measure a stage on the directory store."""
     store = LocalStore(root / "store")
     files = [store.local_path(key) for key in weight_keys(store, READS[stage], root / "scratch")]
-    floor = [path for path in files if path is not None]
-    return pairs(Stage(stage, store.url, root), store, lambda folder: Copy(tuple(floor), folder), rounds)
+    floor = tuple(path for path in files if path is not None)
+    call = Stage(stage, store.url, root)
+    return summed(
+        [pair(call, store, lambda folder: Copy(floor, folder), floor_first=number % 2 == 0) for number in range(rounds)]
+    )
 
 
 def on_s3(root: Path, stage: str, rounds: int) -> dict[str, Any]:
-    """Measure a stage on a SeaweedFS that holds a copy of its inputs."""
+    """Measure a stage on a SeaweedFS that holds a copy of its inputs; a fresh one each round, as deletes free no disk."""
+    found = []
+    for number in range(rounds):
+        with empty_folder(root / "server"), running_s3_server(root / "server") as server:
+            os.environ.update(server.environ())
+            url = f"s3://{server.bucket}/b"
+            store = open_store(url, Settings.from_environ())
+            fill(store, root, stage)
+            keys = tuple(weight_keys(store, READS[stage], root / "scratch"))
+            call = Stage(stage, url, root)
+
+            def floor(folder: Path, url: str = url, keys: tuple[str, ...] = keys) -> Transfer:
+                return Transfer(url, keys, folder)
+
+            found.append(pair(call, store, floor, floor_first=number % 2 == 0))
+    return summed(found)
+
+
+def fill(store: ObjectStore, root: Path, stage: str) -> None:
+    """Copy a stage's inputs out of the directory store, weights only of the one whose weights it reads."""
     local = LocalStore(root / "store")
-    with empty_folder(root / "server"), running_s3_server(root / "server") as server:
-        os.environ.update(server.environ())
-        url = f"s3://{server.bucket}/b"
-        store = open_store(url, Settings.from_environ())
-        for kind in INPUTS[stage]:
-            found = open_input(local, PREFIXES[kind], root / "scratch")
-            for key in (f"{PREFIXES[kind]}manifest.json", *(found.entry(name).path for name in found.names())):
-                # Of native, only convert's reader needs the weights.
-                if kind == READS[stage] or not key.endswith(".safetensors"):
-                    store.put_file(key, Path(root / "store" / key))
-        keys = tuple(weight_keys(store, READS[stage], root / "scratch"))
-        return pairs(Stage(stage, url, root), store, lambda folder: Transfer(url, keys, folder), rounds)
+    for kind in INPUTS[stage]:
+        found = open_input(local, PREFIXES[kind], root / "scratch")
+        for key in (f"{PREFIXES[kind]}manifest.json", *(found.entry(name).path for name in found.names())):
+            if kind == READS[stage] or not key.endswith(".safetensors"):
+                store.put_file(key, root / "store" / key)
 
 
 def peer(root: Path) -> dict[str, float]:
