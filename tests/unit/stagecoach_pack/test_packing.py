@@ -94,3 +94,13 @@ def test_lognormal_documents_fill_the_packs(capacity: int, fill: float) -> None:
     lengths = np.clip(draw / draw.mean() * 1010, 1, capacity).astype(np.int64)
     _, counts = plan_packs(lengths, capacity, 1024, 0)
     assert lengths.sum() / (len(counts) * capacity) >= fill
+
+
+def test_documents_of_equal_length_are_mixed_before_they_are_packed() -> None:
+    # 100 documents of 10 tokens, three a pack: without mixing a pack would hold neighbours, so one source each
+    packs = []
+    for seed in (0, 1):
+        order, counts = plan_packs(np.full(100, 10), 30, 1024, seed)
+        packs.append({frozenset(part.tolist()) for part in np.split(order, np.cumsum(counts)[:-1])})
+    assert packs[0] != packs[1]
+    assert sum(max(pack) - min(pack) > 10 for pack in packs[0]) > 20
