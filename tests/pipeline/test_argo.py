@@ -245,6 +245,14 @@ def test_a_training_on_two_nodes_is_a_jobset_that_a_retry_finds_again() -> None:
     assert len("train-" + "0" * 20 + "-train-0-0-abcde") <= 63
 
 
+def test_a_manifest_can_be_written_where_the_executors_root_is_read_only() -> None:
+    """Argo's init container writes it to /tmp before any other container of the pod starts."""
+    document = template_document(load_recipe("mistral-7b-4xa100", MULTI_NODE), Deployment())
+    patches = {name: json.loads(found["podSpecPatch"]) for name, found in templates(document, "resource").items()}
+    mounted = {"initContainers": [{"name": "init", "volumeMounts": [{"name": "tmp-dir-argo", "mountPath": "/tmp"}]}]}
+    assert patches == {"train": mounted, "end-jobset": mounted}
+
+
 def test_a_cancelled_run_leaves_no_jobset_behind() -> None:
     document = template_document(load_recipe("mistral-7b-4xa100", MULTI_NODE), Deployment())
     pipeline = templates(document, "dag")["pipeline"]

@@ -55,17 +55,6 @@ class Cluster:
         """Create a WorkflowTemplate that is named after its content; False if it is there already."""
         return self._create("workflowtemplates", document) is not None
 
-    def replace_template(self, document: Mapping[str, Any]) -> None:
-        """Create a WorkflowTemplate or give it this content."""
-        if self._create("workflowtemplates", document) is None:
-            name = document["metadata"]["name"]
-            self._call(
-                f"WorkflowTemplate {name}",
-                lambda: self._custom.patch_namespaced_custom_object(
-                    _GROUP, _VERSION, self.namespace, "workflowtemplates", name, dict(document)
-                ),
-            )
-
     def submit(self, document: Mapping[str, Any]) -> str:
         """Create a Workflow and return the name that it got."""
         created = self._create("workflows", document)

@@ -44,6 +44,7 @@ from stagecoach_workflows.pod import (
     container_security,
     environment_sources,
     gib,
+    manifest_patch,
     node_affinity,
     pod_patch,
     pod_security,
@@ -220,6 +221,7 @@ class _Templates:
             service_account_name=self._deployment.jobset_service_account,
             automount_service_account_token=True,
             retry_strategy=RetryStrategy(limit="3", retry_policy="Always", backoff=_backoff(2)),
+            pod_spec_patch=manifest_patch(),
         )
 
     def notify(self) -> Container:
@@ -283,6 +285,7 @@ class _Templates:
             retry_strategy=RetryStrategy(limit="3", retry_policy="Always", backoff=_backoff(90)),
             timeout=policy.timeout,
             synchronization=synchronization,
+            pod_spec_patch=manifest_patch(),
         )
 
     def _container(

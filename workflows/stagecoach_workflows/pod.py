@@ -87,6 +87,12 @@ def pod_patch(policy: TaskPolicy) -> str:
     return json.dumps({"terminationGracePeriodSeconds": policy.grace_seconds})
 
 
+def manifest_patch() -> str:
+    """Return the patch of a pod that applies a manifest: Argo's init container writes it to /tmp of a read-only root."""
+    mount = {"name": "tmp-dir-argo", "mountPath": "/tmp"}  # a volume that Argo gives every pod
+    return json.dumps({"initContainers": [{"name": "init", "volumeMounts": [mount]}]})
+
+
 def _fits(product: str, gpu_memory_gib: float | None) -> bool:
     """Products name their memory (NVIDIA-A100-SXM4-40GB); one that does not is taken to fit."""
     sizes = [part.removesuffix("GB") for part in product.split("-") if part.endswith("GB")]

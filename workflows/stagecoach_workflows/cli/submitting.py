@@ -1,4 +1,7 @@
-"""Makes the objects of a run on a cluster: its template, its alias, its workflow."""
+"""Makes the objects of a run on a cluster: its template and its workflow.
+
+The alias of a recipe is left alone: schedules and other people run what it names, so only the chart and `render` set it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from stagecoach_workflows.cluster import Cluster, run_label
 from stagecoach_workflows.deployment import load_deployment
 from stagecoach_workflows.plan import split_settings
 from stagecoach_workflows.recipes_shipped import load_recipe
-from stagecoach_workflows.render import alias_document, template_document, workflow_document
+from stagecoach_workflows.render import template_document, workflow_document
 from stagecoach_workflows.run_ids import new_run_id
 
 
@@ -25,8 +28,8 @@ class Submission:
 
     name: str
     template: str
-    documents: tuple[dict[str, Any], ...]
-    """Template and alias to make first; empty with ``--from``."""
+    document: dict[str, Any] | None
+    """The template to make first; None with ``--from``."""
     parameters: dict[str, str]
 
     @classmethod
@@ -43,22 +46,15 @@ class Submission:
         if template:
             joined = shlex.join(settings)
             split_settings(joined)
-            return cls(name=template, template=template, documents=(), parameters={"set": joined} if joined else {})
+            return cls(name=template, template=template, document=None, parameters={"set": joined} if joined else {})
         loaded = load_recipe(recipe, settings)
         document = template_document(loaded, load_deployment(deployment, images))
-        return cls(
-            name=loaded.name,
-            template=document["metadata"]["name"],
-            documents=(document, alias_document(document, loaded)),
-            parameters={},
-        )
+        return cls(name=loaded.name, template=document["metadata"]["name"], document=document, parameters={})
 
     def submit(self, cluster: Cluster, *, store_url: str, run_id: str) -> tuple[str, str]:
         """Make what is missing and start the run; returns the workflow's name and the run id."""
-        if self.documents:
-            template, alias = self.documents
-            cluster.ensure_template(template)
-            cluster.replace_template(alias)
+        if self.document is not None:
+            cluster.ensure_template(self.document)
         run = validate_run_id(run_id) if run_id else new_run_id(self.name, time.time())
         parameters = {**self.parameters, "run": run, **({"store": store_url} if store_url else {})}
         document = workflow_document(self.template, parameters=parameters, labels=run_label(run))
