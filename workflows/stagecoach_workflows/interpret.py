@@ -66,8 +66,7 @@ WITHOUT_MEANING: Mapping[str, frozenset[str]] = {
             "affinity",
             "nodeSelector",
             "tolerations",
-            "serviceAccountName",
-            "automountServiceAccountToken",
+            "executor",
         }
     ),
     "container": frozenset({"envFrom", "imagePullPolicy", "resources", "securityContext", "terminationMessagePolicy"}),
