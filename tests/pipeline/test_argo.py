@@ -250,7 +250,7 @@ def test_a_manifest_can_be_written_where_the_executors_root_is_read_only() -> No
     document = template_document(load_recipe("mistral-7b-4xa100", MULTI_NODE), Deployment())
     patches = {name: json.loads(found["podSpecPatch"]) for name, found in templates(document, "resource").items()}
     accounts = {found["executor"]["serviceAccountName"] for found in templates(document, "resource").values()}
-    assert accounts == {"stagecoach-jobset"}  # what applies the manifest is the executor, and the workflow's has no rights
+    assert accounts == {"stagecoach-jobset"}  # the executor applies the manifest; the workflow's own has no rights
     mounted = {"initContainers": [{"name": "init", "volumeMounts": [{"name": "tmp-dir-argo", "mountPath": "/tmp"}]}]}
     assert patches == {"train": mounted, "end-jobset": mounted}
 
