@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import random
 import sys
 import tempfile
@@ -111,11 +112,7 @@ def compare(question: Question, generated_ids: list[int], stop_ids: set[int]) ->
 
 def ask(folder: Path, questions: list[Question]) -> list[Answer]:
     """Load the Hub directory ``folder`` with transformers and answer greedily."""
-    # Imports keep what they allocate: looking through it for garbage again and again takes a second of eight.
-    gc.disable()
-    import transformers
-
-    library: Any = transformers
+    library = _transformers()
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
     tokenizer = library.AutoTokenizer.from_pretrained(folder)
@@ -141,13 +138,28 @@ def ask(folder: Path, questions: list[Question]) -> list[Answer]:
     return answers
 
 
+def _transformers() -> Any:
+    # Imports keep what they allocate: looking through it for garbage again and again takes a second of eight.
+    gc.disable()
+    import transformers
+    import transformers.generation.utils
+    import transformers.modeling_utils
+
+    return transformers
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Ask and write the answers to standard output, one JSON object a line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m stagecoach_workflows.answers")
     parser.add_argument("--store", required=True)
     parser.add_argument("--run", required=True)
     parser.add_argument("--number", type=int, default=10)
+    parser.add_argument("--wait", action="store_true", help="load transformers, then wait for a line on standard input")
     flags = parser.parse_args(arguments)
+    if flags.wait:
+        _transformers()
+        if not sys.stdin.readline():
+            return 0
     try:
         settings = Settings.from_environ()
         store = open_store(flags.store, settings)
@@ -186,4 +198,7 @@ def _directory(exported: Input, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    exit_code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)  # taking down what transformers and torch imported costs most of a second

@@ -101,16 +101,16 @@ class LocalRun:
             _explain(outcome, options.folder)
         return outcome.exit_code
 
-    def show_results(self, *, answers: int, required: int) -> int:
-        """Show what the run made and, if wanted, what its model answers; return the exit code."""
+    def show_results(self, answers: subprocess.Popen[str] | None, *, required: int) -> int:
+        """Show what the run made and, if a process is there to be asked, its answers; return the exit code."""
         show_results(_console, self.store, read_plan(self.store, self.run_id), self.recipe)
-        if not answers:
+        if answers is None:
             return 0
-        given = self._ask(answers)
+        given = self._asked(answers)
         show_answers(_console, given)
         good = sum(answer.good for answer in given)
         if good < required:
-            sys.stderr.write(f"answers: expected at least {required} good ones of {answers}, got {good}\n")
+            sys.stderr.write(f"answers: expected at least {required} good ones of {len(given)}, got {good}\n")
             return 1
         return 0
 
@@ -128,14 +128,38 @@ class LocalRun:
         ]
         return DockerLauncher(self.store.url, gpus=self.recipe.train.gpus, folders=tuple(folders))
 
-    def _ask(self, number: int) -> list[Answer]:
+    @contextmanager
+    def answers_beside(self, number: int) -> Iterator[subprocess.Popen[str] | None]:
+        """Start the process that will be asked, so that its seconds of imports pass beside the stages; 0 starts none.
+
+        It waits for a line on its standard input, and ends without one however this process ends.
+        """
+        if not number:
+            yield None
+            return
         command = [sys.executable, "-m", "stagecoach_workflows.answers", "--store", self.store.url]
-        command += ["--run", self.run_id, "--number", str(number)]
-        environ = child_environ(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ConfigError(f"answers: the exported model could not be asked: {done.stderr.strip()[-500:]}")
-        return read_answers(done.stdout)
+        command += ["--run", self.run_id, "--number", str(number), "--wait"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command,
+            env=child_environ(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false"),
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the run, which ends this one
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    @staticmethod
+    def _asked(process: subprocess.Popen[str]) -> list[Answer]:
+        output, errors = process.communicate("go\n")
+        if process.returncode:
+            raise ConfigError(f"answers: the exported model could not be asked: {errors.strip()[-500:]}")
+        return read_answers(output)
 
 
 @contextmanager

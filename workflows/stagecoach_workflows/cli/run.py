@@ -70,8 +70,9 @@ def run(
     from stagecoach_workflows.cli.local_run import LocalRun
 
     local = LocalRun.of(recipe, settings or (), runner=runner, store_url=store, run_id=run_id, work=work)
-    code = local.run(local.options(max_parallel=jobs, max_retries=retries), deployment, images)
-    return code or local.show_results(answers=answers, required=require_answers)
+    with local.answers_beside(answers) as process:
+        code = local.run(local.options(max_parallel=jobs, max_retries=retries), deployment, images)
+        return code or local.show_results(process, required=require_answers)
 
 
 def check(
