@@ -10,13 +10,13 @@ import base64
 import hashlib
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.loopback import QuietHandler, served
 
 TOKEN = "hf_writer"
 LARGE_BYTES = 2000
@@ -84,16 +84,8 @@ class Hub:
 def running_hub() -> Iterator[Hub]:
     """Serve on a free loopback port until the block ends."""
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with served(type("Handler", (_Handler,), {"hub": hub})) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def blob_id(data: bytes) -> str:
@@ -101,7 +93,7 @@ def blob_id(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
 
@@ -291,9 +283,6 @@ class _Handler(BaseHTTPRequestHandler):
         if cut_bytes is not None:
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 def _sibling(path: str, data: bytes) -> dict[str, Any]:

@@ -6,11 +6,9 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import pytest
 
 import stagecoach_workflows
 from stagecoach.settings import child_environ
+from tests.loopback import QuietHandler, served
 from tests.micro_run import MicroWork
 from tests.tiny_models import CONFIGS, hub_arrays, tensor_file_bytes, tokenizer_directory
 
@@ -282,7 +281,7 @@ def assert_refused(result: subprocess.CompletedProcess[str], exit_code: int, tas
     assert "Traceback" not in result.stdout
 
 
-class _Denying(BaseHTTPRequestHandler):
+class _Denying(QuietHandler):
     """Answers every request as S3 does for a user without rights."""
 
     def _deny(self) -> None:
@@ -296,19 +295,9 @@ class _Denying(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _deny
 
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Keep quiet."""
-
 
 @contextmanager
 def denying_store() -> Iterator[str]:
     """An S3 server on a loopback port that lets nobody in."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Denying)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(_Denying) as address:
+        yield address

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ from stagecoach import last_words
 from stagecoach.contract import stage_main
 from stagecoach_workflows import notify
 from stagecoach_workflows.cli.main import app
+from tests.loopback import QuietHandler, served
 from tests.micro_run import RUN, MicroWork
 from tests.planted_secrets import SECRETS
 
@@ -85,7 +82,7 @@ def test_the_error_of_another_library(
     assert_nowhere(tmp_path, said=said.out + said.err)
 
 
-class _Echo(BaseHTTPRequestHandler):
+class _Echo(QuietHandler):
     """A server that answers 403 and 500 with everything it was told, as debugging proxies do."""
 
     def _answer(self) -> None:
@@ -102,27 +99,11 @@ class _Echo(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _answer
 
-    def log_message(self, format: str, *arguments: Any) -> None:
-        """Keep quiet."""
-
-
-@contextmanager
-def echo_server() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
 
 def test_a_store_that_repeats_what_it_was_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with echo_server() as url:
+    with served(_Echo) as url:
         monkeypatch.setenv("STAGECOACH_S3_ENDPOINT_URL", url)
         for arguments in (
             ["ls", "--store", "s3://bucket/x"],
@@ -142,7 +123,7 @@ def test_a_hub_that_repeats_what_it_was_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = '{"name": "m", "source": {"kind": "hub", "repo": "owner/name"}}'
-    with echo_server() as url:
+    with served(_Echo) as url:
         monkeypatch.setenv("HF_ENDPOINT", url)
         code = app(["--debug", "check", "micro", "--set", f"model={model}", "--work", str(tmp_path / "work")])
     said = capfd.readouterr()
@@ -167,7 +148,7 @@ def test_the_exit_hook_never_shows_whom_it_tells(
     copy = micro.copy_without(tmp_path / "work", [])
     folder = tmp_path.parent / f"{tmp_path.name}-secrets"
     folder.mkdir()
-    with echo_server() as url:
+    with served(_Echo) as url:
         (folder / "webhook-url").write_text(f"{url}/hook/PLANTEDhook?token=PLANTEDquery")
         (folder / "slack-webhook-url").write_text("http://127.0.0.1:9/services/PLANTED/slack")
         (folder / "github-api-url").write_text(url)

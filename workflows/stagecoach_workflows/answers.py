@@ -10,7 +10,6 @@ export would.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import random
@@ -28,6 +27,7 @@ from stagecoach.outputs import Input, open_input
 from stagecoach.plan_file import read_plan
 from stagecoach.settings import Settings
 from stagecoach.storage.open import open_store
+from stagecoach_workflows.transformers_library import load_transformers
 
 if TYPE_CHECKING:
     from stagecoach.formats.packed import PackedSplit
@@ -112,9 +112,7 @@ def compare(question: Question, generated_ids: list[int], stop_ids: set[int]) ->
 
 def ask(folder: Path, questions: list[Question]) -> list[Answer]:
     """Load the Hub directory ``folder`` with transformers and answer greedily."""
-    library = _transformers()
-    library.utils.logging.set_verbosity_error()
-    library.utils.logging.disable_progress_bar()
+    library = load_transformers()
     tokenizer = library.AutoTokenizer.from_pretrained(folder)
     model = library.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
     listed = model.generation_config.eos_token_id
@@ -138,16 +136,6 @@ def ask(folder: Path, questions: list[Question]) -> list[Answer]:
     return answers
 
 
-def _transformers() -> Any:
-    # Imports keep what they allocate: looking through it for garbage again and again takes a second of eight.
-    gc.disable()
-    import transformers
-    import transformers.generation.utils
-    import transformers.modeling_utils
-
-    return transformers
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Ask and write the answers to standard output, one JSON object a line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m stagecoach_workflows.answers")
@@ -156,11 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--number", type=int, default=10)
     parser.add_argument("--wait", action="store_true", help="load transformers, then wait for a line on standard input")
     flags = parser.parse_args(arguments)
-    if flags.wait:
-        _transformers()
-        if not sys.stdin.readline():
-            return 0
     try:
+        if flags.wait:
+            load_transformers()
+            if not sys.stdin.readline():
+                return 0
         settings = Settings.from_environ()
         store = open_store(flags.store, settings)
         plan = read_plan(store, flags.run)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 
 from stagecoach.errors import DataError
+from stagecoach_workflows import answers
 from stagecoach_workflows.answers import Answer, Question, compare, draw_questions, questions_of_pack, read_answers
 
 
@@ -77,3 +80,13 @@ def test_a_good_answer_is_right_and_ends() -> None:
 def test_answers_travel_as_lines_of_json() -> None:
     line = '{"prompt": "p", "reference": "r", "answer": "a\\n", "share": 1.0, "stopped": true}\n'
     assert read_answers(line) == [Answer(prompt="p", reference="r", answer="a\n", share=1.0, stopped=True)]
+
+
+@pytest.mark.parametrize(("told", "code"), [("", 0), ("go\n", 78)])
+def test_who_waits_ends_without_a_line_and_opens_nothing(
+    told: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(answers, "load_transformers", lambda: None)
+    monkeypatch.setattr("sys.stdin", io.StringIO(told))
+    assert answers.main(["--store", "ftp://x", "--run", "r", "--wait"]) == code
+    assert ("ftp://x" in capsys.readouterr().err) is bool(told)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from stagecoach.storage.local import LocalStore
 from stagecoach.storage.memory import MemoryStore
 from stagecoach_workflows.notify import Ending, ending, main, tell
 from stagecoach_workflows.plan import make_plan
+from tests.loopback import QuietHandler, served
 from tests.unit.stagecoach_workflows.recipes import small_recipe
 
 RUN = "20261125T013000Z-small-ab12"
@@ -30,22 +29,15 @@ def server() -> Iterator[tuple[str, Received]]:
     """A web server that keeps what is posted to it: path, headers, JSON."""
     received: Received = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             received.append((self.path, dict(self.headers), json.loads(body)))
             self.send_response(500 if "broken" in self.path else 200)
             self.end_headers()
 
-        def log_message(self, format: str, *args: Any) -> None:
-            """Keep quiet."""
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as made:
-        thread = threading.Thread(target=made.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{made.server_port}", received
-        made.shutdown()
-        thread.join()
+    with served(Handler) as address:
+        yield address, received
 
 
 def plan(store: MemoryStore | LocalStore) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from typing import Any
 
-from stagecoach.errors import ConfigError, DataError
+from stagecoach.errors import DataError
 from stagecoach_workflows.serving.exports import ServedModel
+from stagecoach_workflows.transformers_library import load_transformers
 
 Messages = list[dict[str, Any]]
 
@@ -32,27 +32,11 @@ class LocalModel:
         Raises:
             ConfigError: There is no transformers, or no torch, beside this Python.
         """
-        gc.disable()  # imports keep what they allocate: looking through it for garbage takes a second of eight
-        try:
-            self._load(model)
-        finally:
-            gc.enable()
-        self._stop_ids = set(model.stop_ids)
-
-    def _load(self, model: ServedModel) -> None:
-        try:
-            import transformers
-        except ImportError as error:
-            raise ConfigError(
-                "expected the packages transformers and torch beside this Python; install them"
-            ) from error
-        library: Any = transformers
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-        self._library = library
+        self._library = library = load_transformers()
         self._tokenizer = library.AutoTokenizer.from_pretrained(model.folder)
         loaded = library.AutoModelForCausalLM.from_pretrained(model.folder, dtype="auto").eval()
         self._model = loaded.to("cuda") if library.utils.is_torch_cuda_available() else loaded
+        self._stop_ids = set(model.stop_ids)
 
     def reply(self, messages: Messages, *, max_tokens: int, temperature: float = 0.0, streamed: bool = False) -> Reply:
         """Answer a conversation, greedily at temperature 0; ``streamed`` writes it to standard output as it comes.

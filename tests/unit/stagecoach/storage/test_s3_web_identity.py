@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
@@ -15,6 +13,7 @@ import pytest
 
 from stagecoach.errors import StoreDenied
 from stagecoach.storage.s3 import S3Options, S3Store
+from tests.loopback import QuietHandler, served
 
 if TYPE_CHECKING:
     from tests.seaweed import SeaweedServer
@@ -32,7 +31,7 @@ REFUSAL = "<ErrorResponse><Error><Code>InvalidIdentityToken</Code><Message>expir
 def sts(key: str, secret: str, asked: list[dict[str, str]]) -> Iterator[str]:
     """A server that gives these credentials for every token but "stolen"."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
             form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
             asked.append({name: values[0] for name, values in form.items()})
@@ -43,18 +42,8 @@ def sts(key: str, secret: str, asked: list[dict[str, str]]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(text.encode())
 
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Keep quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(Handler) as address:
+        yield address
 
 
 @pytest.fixture

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -16,6 +14,7 @@ import pytest
 import yaml
 
 from stagecoach_workflows.cli.main import app
+from tests.loopback import QuietHandler, served
 
 ARGO = "/apis/argoproj.io/v1alpha1/namespaces/ml"
 TRAIN = {"displayName": "train", "type": "Pod", "templateName": "train", "startedAt": "2026-11-25T01:31:00Z"}
@@ -79,7 +78,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     """The stand-in, and a KUBECONFIG that leads to it."""
     made = Api()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def handle_one(self) -> None:
             parts = urlsplit(self.path)
             length = int(self.headers.get("Content-Length") or 0)
@@ -94,19 +93,12 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
 
         do_GET = do_POST = do_PATCH = handle_one
 
-        def log_message(self, format: str, *args: Any) -> None:
-            """Keep quiet."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        _write_kubeconfig(tmp_path / "kubeconfig", f"http://127.0.0.1:{server.server_port}")
+    with served(Handler) as address:
+        _write_kubeconfig(tmp_path / "kubeconfig", address)
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
         monkeypatch.setattr("stagecoach_workflows.cli.following._POLL_SECONDS", 0.01)
         yield made
-        server.shutdown()
-        thread.join()
 
 
 def _write_kubeconfig(file: Path, address: str) -> None:

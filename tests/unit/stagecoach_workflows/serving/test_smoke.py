@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from stagecoach.errors import DataError, UnavailableError
 from stagecoach_workflows.serving.exports import ServedModel, read_model
 from stagecoach_workflows.serving.servers import Address
 from stagecoach_workflows.serving.smoke import compare, reference_answer
+from tests.loopback import QuietHandler, served
 from tests.unit.stagecoach_workflows.serving.hub_folder import write_hub_folder
 
 
@@ -29,24 +28,15 @@ def server(status: int, body: Any) -> Iterator[tuple[Address, list[dict[str, Any
     """A server that answers every chat in the same way; what it was asked is kept."""
     asked: list[dict[str, Any]] = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(status)
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())
 
-        def log_message(self, *_words: object) -> None:
-            pass
-
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield Address(host="127.0.0.1", port=listening.server_address[1]), asked
-        finally:
-            listening.shutdown()
-            thread.join()
+    with served(Handler) as address:
+        yield Address(host="127.0.0.1", port=int(address.rsplit(":", 1)[1])), asked
 
 
 def said(text: str, reason: str) -> dict[str, Any]:
