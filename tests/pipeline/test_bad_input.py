@@ -6,8 +6,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,7 +246,7 @@ def test_a_store_that_does_not_answer(tmp_path: Path) -> None:
 
 
 def test_a_store_that_denies_access(tmp_path: Path) -> None:
-    with denying_store() as url:
+    with served(_Denying) as url:
         result = stagecoach(tmp_path, "run", "micro", "--retries", "0", store=url)
         checked = stagecoach(tmp_path, "check", "micro", store=url)
     assert_refused(result, 78, "plan", "s3://bucket/stagecoach", "denie")
@@ -294,10 +293,3 @@ class _Denying(QuietHandler):
             self.wfile.write(body)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _deny
-
-
-@contextmanager
-def denying_store() -> Iterator[str]:
-    """An S3 server on a loopback port that lets nobody in."""
-    with served(_Denying) as address:
-        yield address
