@@ -209,9 +209,7 @@ class LocalStore:
     def _temporary(self, key: str) -> Iterator[tuple[str, int]]:
         """Open a temporary file on the store's own disk and remove its name in the end."""
         self._path(key)
-        folder = self.root / TEMPORARY
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = f"{folder}/{secrets.token_hex(8)}"
+        temporary = f"{self._temporary_folder()}/{secrets.token_hex(8)}"
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             yield temporary, descriptor
@@ -220,13 +218,23 @@ class LocalStore:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
 
+    def _temporary_folder(self) -> Path:
+        folder = self.root / TEMPORARY
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in DISK_FULL_ERRNOS or self.root.is_dir():
+                raise
+            raise ConfigError(
+                f"store: the directory {self.root} cannot be made ({error.strerror}); choose another --store"
+            ) from error
+        return folder
+
     def _linked(self, key: str, path: Path, source: int) -> bool:
         """Give a whole file a second name as an object, and say whether that was possible."""
         self._path(key)
-        folder = self.root / TEMPORARY
-        temporary = f"{folder}/{secrets.token_hex(8)}"
         with self._errors(key):
-            folder.mkdir(parents=True, exist_ok=True)
+            temporary = f"{self._temporary_folder()}/{secrets.token_hex(8)}"
             try:
                 os.link(path, temporary, follow_symlinks=False)
             except OSError as error:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -55,9 +56,17 @@ def _run(seeds: list[int], flags: argparse.Namespace) -> list[Result]:
             sys.exit(f"the undisturbed run failed: {made.stdout}{made.stderr}")
         age(micro.folder / "store")
         results = []
+        started = time.monotonic()
         for result in _run_all(folder, micro, environ, seeds, flags.workers):
             append_result(flags.results, result)
             results.append(result)
+        minutes = (time.monotonic() - started) / 60
+        busy = sum(result.cpu_seconds for result in results) / 60
+        print(
+            f"cases={len(results)} minutes={minutes:.1f} cases_a_minute={len(results) / minutes:.1f}"
+            f" cpu_minutes={busy:.1f} workers={flags.workers}",
+            flush=True,
+        )
         problem = damaged_outputs(micro.store)
         if problem:
             sys.exit(f"a case changed the undisturbed run's own files, which nobody may write to: {problem}")
@@ -108,7 +117,7 @@ def _shown(result: Result, position: str) -> Result:
     verdict = "BAD" if result.problem else ("ok" if result.hit else "ok, not hit")
     print(
         f"{position} seed {result.seed:5} {result.scope:10} {result.kind:20} exit {result.first_exit_code:4}"
-        f" then {result.attempts} commands {result.seconds:6.1f} s {verdict}",
+        f" then {result.attempts} commands {result.seconds:6.1f} s, {result.cpu_seconds:5.1f} s of CPU {verdict}",
         flush=True,
     )
     if result.problem:

@@ -99,6 +99,8 @@ class Result:
     attempts: int
     """Commands until one ended with 0."""
     seconds: float
+    cpu_seconds: float = 0.0
+    """Of this case's own processes, the S3 server not counted: what a busy machine does not change."""
     problem: str
     """What was wrong in the end, empty if nothing was."""
     note: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import traceback
@@ -20,13 +21,14 @@ RETRYABLE = (69, 71, 75)
 
 def run_case(bench: Bench, case: Case) -> Result:
     """Run a case and say how it ended; whatever it raises is a problem of its own."""
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), sum(os.times()[:4])
     try:
         fields = _run_whole(bench, case) if case.scope == WHOLE else _run_stage(bench, case)
     except Exception:
         fields = {"hit": False, "first_exit_code": -1, "attempts": 0, "problem": traceback.format_exc()[-1500:]}
     seconds = round(time.monotonic() - started, 2)
-    return Result(seed=case.seed, scope=case.scope, kind=case.kind, seconds=seconds, **fields)
+    cpu_seconds = round(sum(os.times()[:4]) - cpu_started, 2)
+    return Result(seed=case.seed, scope=case.scope, kind=case.kind, seconds=seconds, cpu_seconds=cpu_seconds, **fields)
 
 
 def _run_stage(bench: Bench, case: Case) -> dict[str, Any]:

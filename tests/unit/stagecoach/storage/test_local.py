@@ -35,6 +35,19 @@ def test_opening_makes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("place", ["/proc/stagecoach", "file/below"])
+def test_a_directory_that_cannot_be_made_is_named(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    store = LocalStore(tmp_path / place)
+    for put in (
+        lambda: store.put("a", b""),
+        lambda: store.put_if_absent("a", b""),
+        lambda: store.put_file("a", tmp_path / "file", final=True),
+    ):
+        with pytest.raises(ConfigError, match=f"store: the directory {store.root} cannot be made"):
+            put()
+
+
 def test_objects_are_plain_files(store: LocalStore) -> None:
     store.put("runs/x/plan.json", b"{}")
     assert (store.root / "runs/x/plan.json").read_bytes() == b"{}"
