@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from stagecoach.errors import ConfigError, MissingInputError, StagecoachError, UnavailableError
-from stagecoach_workflows.workflow_state import NodeState, WorkflowState
+from stagecoach_workflows.workflow_state import ENDED, NodeState, WorkflowState
 
 _GROUP, _VERSION = "argoproj.io", "v1alpha1"
 _RUN_LABEL = "stagecoach/run"
@@ -24,6 +25,9 @@ _WORKFLOW_LABEL = "workflows.argoproj.io/workflow"
 _NODE_ANNOTATION = "workflows.argoproj.io/node-id"
 _ARGO_LINE = " argo=true"  # the mark by which Argo's own client leaves these lines out
 _EXIT_HOOK = ".onExit"
+_POLL_SECONDS = 0.5
+_FIRST_LOOK_SECONDS = 15.0
+_TEMPLATE_SECONDS = 60.0
 _Result = TypeVar("_Result")
 _config: Any = config  # its functions carry no types
 
@@ -55,12 +59,24 @@ class Cluster:
         """Create a WorkflowTemplate that is named after its content; False if it is there already."""
         return self._create("workflowtemplates", document) is not None
 
-    def submit(self, document: Mapping[str, Any]) -> str:
-        """Create a Workflow and return the name that it got."""
-        created = self._create("workflows", document)
-        if created is None:
-            raise ConfigError(f"Workflow {document['metadata'].get('name')}: exists already in {self.namespace}")
-        return str(created["metadata"]["name"])
+    def submit(self, document: Mapping[str, Any], *, new_template: bool = False) -> str:
+        """Create a Workflow and return the name that it got.
+
+        Args:
+            document: It refers to a template.
+            new_template: That was made just now. Argo reads templates from a cache of its own; a workflow that it
+                looks at before its template has arrived there ends as an error, and is then made once more.
+        """
+        template = document["spec"]["workflowTemplateRef"]["name"]
+        end = time.monotonic() + _TEMPLATE_SECONDS
+        while True:
+            created = self._create("workflows", document)
+            if created is None:
+                raise ConfigError(f"Workflow {document['metadata'].get('name')}: exists already in {self.namespace}")
+            name = str(created["metadata"]["name"])
+            if not new_template or time.monotonic() > end or not self._came_before(name, template):
+                return name
+            self._disown(name)
 
     def find(self, run: str) -> str:
         """Return the name of a run's workflow, given that name or the run id.
@@ -117,13 +133,7 @@ class Cluster:
 
     def stop(self, name: str, *, at_once: bool = False) -> None:
         """End a workflow: its pods get SIGTERM, so that train saves; at once leaves out the exit hook as well."""
-        body = {"spec": {"shutdown": "Terminate" if at_once else "Stop"}}
-        self._call(
-            f"Workflow {name} in {self.namespace}",
-            lambda: self._custom.patch_namespaced_custom_object(
-                _GROUP, _VERSION, self.namespace, "workflows", name, body
-            ),
-        )
+        self._patch(name, {"spec": {"shutdown": "Terminate" if at_once else "Stop"}})
 
     def may(self, verb: str, resource: str, group: str = "") -> bool:
         """Say whether this account may do ``verb`` on ``resource`` in the namespace."""
@@ -139,6 +149,27 @@ class Cluster:
         nodes = self._call("nodes", self._core.list_node).items
         offers = {node.metadata.name: int((node.status.allocatable or {}).get(resource, 0)) for node in nodes}
         return {name: number for name, number in offers.items() if number}
+
+    def _came_before(self, name: str, template: str) -> bool:
+        """Whether Argo gave a workflow up for want of its template; waits until it looked at it, but not for long."""
+        end = time.monotonic() + _FIRST_LOOK_SECONDS
+        while (state := self.state(name)).phase == "Pending" and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+        return state.phase == "Error" and f'"{template}" not found' in state.message
+
+    def _disown(self, name: str) -> None:
+        """Take the run from a workflow that never began, and let Argo remove it."""
+        self._patch(
+            name, {"metadata": {"labels": {_RUN_LABEL: None}}, "spec": {"ttlStrategy": {"secondsAfterCompletion": 60}}}
+        )
+
+    def _patch(self, name: str, body: Mapping[str, Any]) -> None:
+        self._call(
+            f"Workflow {name} in {self.namespace}",
+            lambda: self._custom.patch_namespaced_custom_object(
+                _GROUP, _VERSION, self.namespace, "workflows", name, dict(body)
+            ),
+        )
 
     def _create(self, plural: str, document: Mapping[str, Any]) -> Mapping[str, Any] | None:
         kind, metadata = document["kind"], document["metadata"]
@@ -180,7 +211,7 @@ def workflow_state(document: Mapping[str, Any]) -> WorkflowState:
         message=status.get("message", ""),
         started=status.get("startedAt") or "",
         finished=status.get("finishedAt") or "",
-        nodes=tuple(_tasks(_nodes(status))),
+        nodes=tuple(_tasks(_nodes(status), ended=status.get("phase") in ENDED)),
     )
 
 
@@ -198,8 +229,11 @@ def _nodes(status: Mapping[str, Any]) -> dict[str, Any]:
     return dict(status.get("nodes") or {})
 
 
-def _tasks(nodes: Mapping[str, Any]) -> Iterator[NodeState]:
-    """Yield the tasks of the DAG in order of their start; a Retry node stands for all its attempts."""
+def _tasks(nodes: Mapping[str, Any], *, ended: bool) -> Iterator[NodeState]:
+    """Yield the tasks of the DAG in order of their start; a Retry node stands for all its attempts.
+
+    Argo leaves the Retry node of a stopped workflow as Running for good; of one that ended, the last attempt counts.
+    """
     attempts = {child for node in nodes.values() if node.get("type") == "Retry" for child in node.get("children", ())}
     for node_id, node in sorted(
         nodes.items(), key=lambda item: (item[1].get("startedAt") or "~", item[1]["displayName"])
@@ -212,14 +246,15 @@ def _tasks(nodes: Mapping[str, Any]) -> Iterator[NodeState]:
         last = children[-1] if children else node
         done, _, total = str(last.get("progress", "")).partition("/")
         code = (last.get("outputs") or {}).get("exitCode")
+        whole = last if ended and node.get("phase") not in ENDED else node
         last_id = next(child for child in reversed(node["children"]) if child in nodes) if children else node_id
         yield NodeState(
             task="exit-hook" if node["displayName"].endswith(_EXIT_HOOK) else node["displayName"],
-            phase=node.get("phase", "Pending"),
+            phase=whole.get("phase", "Pending"),
             progress=int(done) / int(total) if done.isdecimal() and total.isdecimal() and int(total) else 0.0,
             attempts=max(1, len(children)),
             started=node.get("startedAt") or "",
-            finished=node.get("finishedAt") or "",
+            finished=whole.get("finishedAt") or "",
             message=last.get("message") or node.get("message") or "",
             exit_code=int(code) if code is not None and str(code).lstrip("-").isdecimal() else None,
             node_id=last_id if last.get("type") == "Pod" else None,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from stagecoach.errors import StagecoachError
 
-_ENDED = ("Succeeded", "Failed", "Error")
+ENDED = ("Succeeded", "Failed", "Error")
+"""Phases of Argo that a workflow or a node does not leave."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +43,7 @@ class WorkflowState:
     @property
     def ended(self) -> bool:
         """Whether it has ended, well or not."""
-        return self.phase in _ENDED
+        return self.phase in ENDED
 
     @property
     def exit_code(self) -> int:

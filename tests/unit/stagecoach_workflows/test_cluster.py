@@ -53,6 +53,21 @@ def test_a_run_that_failed_without_an_exit_code_is_70() -> None:
     assert workflow_state(workflow("Error", deleted)).exit_code == 70
 
 
+def test_a_stopped_run_has_the_exit_code_of_its_last_attempt() -> None:
+    """Argo stops looking at a workflow that it was told to stop: the Retry node is then left as Running for good."""
+    stopped = {
+        "wf-1": node("train", "Retry", "Running", "wf-2", startedAt="2026-11-25T01:31:00Z", finishedAt=None),
+        "wf-2": node(
+            "train(0)", "Pod", "Failed", message="saved", finishedAt="2026-11-25T01:40:00Z", outputs={"exitCode": "75"}
+        ),
+    }
+    state = workflow_state(workflow("Failed", stopped))
+    (train,) = state.nodes
+    assert (train.phase, train.finished, state.exit_code) == ("Failed", "2026-11-25T01:40:00Z", 75)
+    (train,) = workflow_state(workflow("Running", stopped)).nodes
+    assert train.phase == "Running"
+
+
 def test_progress_is_a_share() -> None:
     state = workflow_state(workflow("Running", {"wf-1": node("train", "Pod", "Running", progress="250/1000")}))
     assert (state.ended, state.nodes[0].progress) == (False, 0.25)
@@ -102,3 +117,47 @@ def test_a_cluster_that_does_not_answer_is_worth_a_retry() -> None:
 
     with pytest.raises(UnavailableError, match="does not answer"):
         Cluster._call("Workflow wf", fail)
+
+
+class SlowCache:
+    """The part of the API that ``submit`` uses, of a cluster whose Argo knows a new template a while late."""
+
+    def __init__(self, too_early: int, message: str) -> None:
+        self.workflows: list[dict[str, Any]] = []
+        self.too_early, self.message = too_early, message
+
+    def create_namespaced_custom_object(self, *place: str | dict[str, Any]) -> dict[str, Any]:
+        early = len(self.workflows) < self.too_early
+        metadata = {"name": f"wf-{len(self.workflows)}", "labels": {"stagecoach/run": "run"}}
+        status = {"phase": "Error", "message": self.message} if early else {"phase": "Running"}
+        self.workflows.append({"metadata": metadata, "status": status})
+        return self.workflows[-1]
+
+    def get_namespaced_custom_object(self, *place: str) -> dict[str, Any]:
+        return next(workflow for workflow in self.workflows if workflow["metadata"]["name"] == place[-1])
+
+    def patch_namespaced_custom_object(self, *place: Any) -> None:
+        self.get_namespaced_custom_object(*place[:-1])["metadata"] |= place[-1]["metadata"]
+
+
+def cluster_with(api: SlowCache) -> Cluster:
+    cluster = Cluster.__new__(Cluster)
+    cluster.namespace, cluster._custom = "ml", api
+    return cluster
+
+
+NOT_FOUND = 'workflowtemplates.argoproj.io "stagecoach-small-1" not found'
+WORKFLOW = {"kind": "Workflow", "metadata": {}, "spec": {"workflowTemplateRef": {"name": "stagecoach-small-1"}}}
+
+
+def test_a_run_that_argo_gave_up_before_its_new_template_arrived_is_made_again() -> None:
+    api = SlowCache(2, NOT_FOUND)
+    assert cluster_with(api).submit(WORKFLOW, new_template=True) == "wf-2"
+    assert [w["metadata"]["labels"]["stagecoach/run"] for w in api.workflows] == [None, None, "run"]
+
+
+@pytest.mark.parametrize(("new_template", "message"), [(False, NOT_FOUND), (True, "parameter x is missing")])
+def test_any_other_error_is_the_runs_own(new_template: bool, message: str) -> None:
+    api = SlowCache(1, message)
+    assert cluster_with(api).submit(WORKFLOW, new_template=new_template) == "wf-0"
+    assert len(api.workflows) == 1

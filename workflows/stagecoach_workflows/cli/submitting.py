@@ -53,9 +53,8 @@ class Submission:
 
     def submit(self, cluster: Cluster, *, store_url: str, run_id: str) -> tuple[str, str]:
         """Make what is missing and start the run; returns the workflow's name and the run id."""
-        if self.document is not None:
-            cluster.ensure_template(self.document)
+        new_template = self.document is not None and cluster.ensure_template(self.document)
         run = validate_run_id(run_id) if run_id else new_run_id(self.name, time.time())
         parameters = {**self.parameters, "run": run, **({"store": store_url} if store_url else {})}
         document = workflow_document(self.template, parameters=parameters, labels=run_label(run))
-        return cluster.submit(document), run
+        return cluster.submit(document, new_template=new_template), run
