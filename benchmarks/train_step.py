@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -35,6 +36,7 @@ from stagecoach.parallel.topology import Topology
 from stagecoach.recipe.train import TrainConfig
 from stagecoach_train.batch import Document, MicroBatch, MicroBatchShape, micro_batch_of_documents
 from stagecoach_train.engine import Engine
+from stagecoach_train.memory_plan import plan_memory
 
 
 def mistral(layers: int, *, small: bool) -> ModelSpec:
@@ -112,7 +114,8 @@ def config_of(args: argparse.Namespace) -> TrainConfig:
         recompute = tuple(mode for mode, count in parts for _ in range(int(count)))
     return TrainConfig.model_validate(
         {
-            "steps": 100, "compute_dtype": "bf16", "moments_dtype": args.moments, "recompute": recompute,
+            "steps": 100, "packs_per_step": args.accumulate * args.dp, "micro_batch_packs": 1,
+            "compute_dtype": "bf16", "moments_dtype": args.moments, "recompute": recompute,
             "attention": args.attention, "async_tp": args.async_tp, "regather_activations": args.regather,
             "copy_engine_exchange": not args.no_copy_engine,
             "layout": {
@@ -174,6 +177,7 @@ def measure(
         return time.perf_counter() - start, result.loss_sum / targets, sum(s for _, s in made) / len(made)
 
     first_seconds, first_loss, _ = step(0)
+    cold_start_seconds = process_age_seconds()
     step(1)
     graphs = _num_graphs()
     if on_gpu:
@@ -185,6 +189,7 @@ def measure(
     tokens = shape.num_tokens * args.accumulate / (args.tp * args.pp)
     mean_seconds = sum(times) / len(times)
     name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
+    plan = plan_memory(engine.config, spec, pack_tokens=args.pack_tokens, capacity_bytes=None)
     peak = next((flops for card, flops in PEAK_FLOPS.items() if card in name), float("nan"))
     return {
         "device": name,
@@ -194,8 +199,11 @@ def measure(
         "mfu": round(flops_per_token(spec, sum(means) / len(means)) * tokens / mean_seconds / peak, 4),
         "step_milliseconds": [round(t * 1e3, 1) for t in times],
         "first_step_seconds": round(first_seconds, 1),
+        "cold_start_seconds": round(cold_start_seconds, 1),
         "mean_attended_length": round(sum(means) / len(means)),
         "peak_gib": None if peak_bytes is None else round(peak_bytes / 2**30, 2),
+        "planned_gib": round(plan.peak_bytes / 2**30, 2),
+        "plan_off_by": None if peak_bytes is None else round(plan.off_by(peak_bytes), 4),
         "matmul_tflops": round(matmul_ceiling_flops() / 1e12) if on_gpu and not args.small else None,
         "graphs_after_step_2": graphs,
         "losses": [round(first_loss, 4), *(round(loss, 4) for loss in losses)],
@@ -233,6 +241,13 @@ def measure_layouts(
         "max_over_median_time": round(max(times) / float(np.median(times)), 3),
         "max_over_median_time_per_flop": round(max(rates) / float(np.median(rates)), 3),
     }
+
+
+def process_age_seconds() -> float:
+    """Return the seconds since this process was started, imports and the making of the model among them (Linux)."""
+    started_ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+    uptime_seconds = float(Path("/proc/uptime").read_text().split()[0])
+    return uptime_seconds - started_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _num_graphs() -> int:
