@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import IO
 
 START_SECONDS = 30.0
+MAX_FOLDER_CHARACTERS = 104 - len("/exec/containerd/containerd-debug.sock")
+"""containerd takes no socket whose path is longer than 104 characters."""
 
 
 class BuildError(Exception):
@@ -97,12 +99,17 @@ def docker_engine(data: Path) -> Iterator[Engine]:
         raise BuildError(
             "no Docker engine answers and a private one needs root and dockerd: start Docker, or set DOCKER_HOST"
         )
-    with _private_engine(usable[0], dockerd, data) as private:
+    with _private_engine(usable[0], dockerd, data.absolute()) as private:  # addresses of sockets take no relative path
         yield private
 
 
 @contextmanager
 def _private_engine(client: str, dockerd: str, data: Path) -> Iterator[Engine]:
+    if len(str(data)) > MAX_FOLDER_CHARACTERS:
+        raise BuildError(
+            f"{data}: expected a data folder of at most {MAX_FOLDER_CHARACTERS} characters, as the engine's sockets lie "
+            f"in it, got {len(str(data))}; set STAGECOACH_DOCKER_DATA to a shorter one"
+        )
     data.mkdir(parents=True, exist_ok=True)
     socket, pid_file = data / "docker.sock", data / "docker.pid"
     engine = Engine(client, f"unix://{socket}")

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 
 from images.archive import Image, compressed_bytes, layer_files, read_image
 from images.build import BUILD, IMAGES, LOCK_FILE
-from images.engine import Engine, docker_engine
+from images.engine import BuildError, Engine, docker_engine
 from images.sbom import packages_of
 from tests.architecture.source_tree import ROOT
 
@@ -121,10 +122,30 @@ def test_it_starts_within_a_second_of_the_bare_interpreter(name: str, engine: En
     assert stage - bare <= 1.0
 
 
-def test_two_builds_give_equal_layers(tmp_path: Path) -> None:
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder of its own whose path leaves room for an engine's sockets, which ``tmp_path`` does not."""
+    with tempfile.TemporaryDirectory(prefix="engine-") as folder:
+        yield Path(folder)
+
+
+def test_a_private_engine_starts_under_a_relative_folder(short_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``STAGECOACH_DOCKER_DATA=build/docker`` names it."""
+    monkeypatch.chdir(short_folder)
+    with docker_engine(Path("docker")) as private:
+        assert private.ask("info", "--format", "{{.DockerRootDir}}") is not None
+
+
+def test_two_builds_give_equal_layers(short_folder: Path) -> None:
     """From an empty cache each: one engine's data folder is thrown away before the other build."""
     before = read_image(built("shard"))
-    environ = {**os.environ, "STAGECOACH_DOCKER_DATA": str(tmp_path / "docker")}
+    environ = {**os.environ, "STAGECOACH_DOCKER_DATA": str(short_folder / "docker")}
     subprocess.run([sys.executable, "-m", "images.build", "shard"], cwd=ROOT, env=environ, check=True)
     after = read_image(built("shard"))
     assert [layer.diff_id for layer in after.layers] == [layer.diff_id for layer in before.layers]
+
+
+def test_a_folder_too_deep_for_the_engines_sockets_is_refused_in_words(short_folder: Path) -> None:
+    with pytest.raises(BuildError, match="expected a data folder of at most 66 characters"):
+        with docker_engine(short_folder / ("a" * 60)):
+            pass
