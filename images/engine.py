@@ -137,6 +137,8 @@ def _private_engine(client: str, dockerd: str, data: Path) -> Iterator[Engine]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if (data / "data").is_mount():  # dockerd's own, which it leaves where it could not start
+            subprocess.run(["umount", str(data / "data")], check=False)
 
 
 def debootstrap(engine: Engine, name: str, work: Path) -> None:

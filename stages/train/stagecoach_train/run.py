@@ -72,7 +72,7 @@ def run(config: TrainConfig, inputs: Mapping[str, Input], output: Output, store:
     elsewhere = settings.rank if settings.world_size is not None else None
     first_machine = elsewhere == 0 or (elsewhere is None and (config.nodes == 1 or settings.node_rank == 0))
     stop.expendable = True
-    with stop.listening():
+    with stop.listening(ends_process=True):
         if first_machine:
             with _attempt(job, output, stop) as attempted:
                 # Ranks elsewhere wait to be told, also that there is nothing to do.

@@ -61,6 +61,7 @@ class StopRequest:
             limits.append((now_seconds + budget_seconds, f"the wall-clock budget of {budget_seconds:g} s is used up"))
         self._limit_seconds, self._limit_reason = min(limits, default=(float("inf"), ""))
         self._reason: str | None = None
+        self._signalled = False
         self._left = threading.Event()
         self.expendable = False
         self.save_seconds = 0.0
@@ -87,11 +88,14 @@ class StopRequest:
             raise InterruptedWithProgress(f"train: stopped, {self.reason}; run again to go on from the last checkpoint")
 
     @contextmanager
-    def listening(self, exit_now: Callable[[int], None] = os._exit) -> Iterator[None]:
+    def listening(self, exit_now: Callable[[int], None] = os._exit, *, ends_process: bool = False) -> Iterator[None]:
         """Take SIGTERM and SIGINT as requests within the block; only in the main thread, else without effect.
 
         Args:
             exit_now: What ends a process whose state is expendable; tests pass a fake.
+            ends_process: The process ends after the block. A signal that comes again, as the workflow engine and the
+                kubelet each send one, is then ignored: it would put 143 in the place of the exit code that says what
+                was saved.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -109,12 +113,13 @@ class StopRequest:
             self._left.set()
             signal.set_wakeup_fd(old_descriptor)
             for number, handler in handlers.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if ends_process and self._signalled else handler)
             os.close(sending)
             thread.join()
             os.close(receiving)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
         self.request(f"{signal.Signals(number).name} arrived")
 
     def _watch(self, receiving: int, exit_now: Callable[[int], None]) -> None:

@@ -225,7 +225,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
             deadline=deadline_unix_seconds(settings.deadline_iso8601),
             budget_seconds=job.config.wall_clock_budget_seconds,
         )
-        with stop.listening():
+        with stop.listening(ends_process=True):
             train_rank(job, place, stop, open_store(job.store_url, settings))
     except BaseException as error:
         code, sentence = classify(error)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 
@@ -56,6 +58,25 @@ class TestSignals:
             os.kill(os.getpid(), number)
             _until(lambda: stop.reason is not None)
         assert stop.reason == f"{number.name} arrived"
+        assert signal.getsignal(number) is before
+
+    def test_a_second_signal_leaves_a_process_that_is_ending_its_exit_code(self) -> None:
+        """Argo's executor and the kubelet each send one to the same process."""
+        program = (
+            "import os, signal, sys; from stagecoach_train.signals import StopRequest; stop = StopRequest()\n"
+            "with stop.listening(ends_process=True):\n"
+            "    os.kill(os.getpid(), signal.SIGTERM)\n"
+            "    while stop.reason is None: pass\n"
+            "os.kill(os.getpid(), signal.SIGTERM)\n"
+            "sys.exit(75)"
+        )
+        assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 75
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_handlers_come_back_where_no_signal_came(self, number: signal.Signals) -> None:
+        before = signal.getsignal(number)
+        with StopRequest().listening(exit_now=_never, ends_process=True):
+            assert signal.getsignal(number) is not before
         assert signal.getsignal(number) is before
 
     def test_an_expendable_process_ends_by_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
