@@ -255,12 +255,22 @@ def test_a_manifest_can_be_written_where_the_executors_root_is_read_only() -> No
     assert patches == {"train": mounted, "end-jobset": mounted}
 
 
-def test_a_cancelled_run_leaves_no_jobset_behind() -> None:
-    document = template_document(load_recipe("mistral-7b-4xa100", MULTI_NODE), Deployment())
-    pipeline = templates(document, "dag")["pipeline"]
-    train = next(task for task in pipeline["dag"]["tasks"] if task["name"] == "train")
-    end = templates(document, "resource")[train["hooks"]["exit"]["template"]]["resource"]
-    assert (end["action"], end["flags"]) == ("delete", ["jobsets.jobset.x-k8s.io/train-{{inputs.parameters.key}}"])
+@pytest.mark.parametrize("notify", [True, False])
+def test_a_cancelled_run_leaves_no_jobset_behind(notify: bool) -> None:
+    """The hook is that of the workflow; Argo runs those of a stopped task only if its result was read in time."""
+    document = template_document(load_recipe("mistral-7b-4xa100", MULTI_NODE), Deployment(notify=notify))
+    at_exit = document["spec"]["hooks"]["exit"]["template"]
+    if notify:
+        tasks = templates(document, "dag")[at_exit]["dag"]["tasks"]
+        assert [task["name"] for task in tasks] == ["notify", "end-jobset"]
+        at_exit = tasks[1]["template"]
+    end = templates(document, "resource")[at_exit]["resource"]
+    assert (end["action"], end["flags"]) == (
+        "delete",
+        ["jobsets.jobset.x-k8s.io", "--selector=stagecoach/workflow={{workflow.uid}}"],
+    )
+    manifest = yaml.safe_load(train_template(*MULTI_NODE)["resource"]["manifest"])
+    assert manifest["metadata"]["labels"]["stagecoach/workflow"] == "{{workflow.uid}}"
 
 
 def test_train_has_a_node_selector_of_its_own() -> None:

@@ -70,7 +70,6 @@ WITHOUT_MEANING: Mapping[str, frozenset[str]] = {
         }
     ),
     "container": frozenset({"envFrom", "imagePullPolicy", "resources", "securityContext", "terminationMessagePolicy"}),
-    "task": frozenset({"hooks"}),
     "retry": frozenset({"affinity"}),
     "parameter": frozenset({"description"}),
     "outputs": frozenset({"artifacts"}),

@@ -2,7 +2,7 @@
 
 The JobSet is named after the training's key: a retry of the watching pod applies the same object, and so finds the
 training that is going on. Pods restart by exit code as in the workflow; each attempt goes on from the last checkpoint.
-When the task ends, also by `stagecoach cancel`, its exit hook deletes the JobSet.
+When the run ends, also by `stagecoach cancel`, its exit hook deletes the JobSet that carries its label.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from stagecoach_workflows.policy import RETRY_EXIT_CODES, Shape, TaskPolicy
 
 NAME = "train-{{inputs.parameters.key}}"
 KIND = "jobsets.jobset.x-k8s.io"
+WORKFLOW_LABEL = "stagecoach/workflow"
+WORKFLOW = "{{workflow.uid}}"
 _PORT = 29500
 
 
@@ -43,7 +45,7 @@ def manifest(shape: Shape, deployment: Deployment, policy: TaskPolicy, command: 
             "spec": _pod(shape, deployment, policy, command, args),
         },
     }
-    labels = {"app.kubernetes.io/part-of": "stagecoach"}
+    labels = {"app.kubernetes.io/part-of": "stagecoach", WORKFLOW_LABEL: WORKFLOW}
     if deployment.kueue_queue:
         labels["kueue.x-k8s.io/queue-name"] = deployment.kueue_queue
     document = {

@@ -66,6 +66,7 @@ _ARTIFACTS = {"plan": ("plan.json",), "pack": ("report.html",), "notify": ("repo
 _STAGE_ARTIFACTS = ("manifest.json", "metrics.json")
 _RETRY_CAP = "5m"
 _END_JOBSET = "end-jobset"
+_EXIT = "end"
 
 
 def build(shape: Shape, recipe_base64: str, deployment: Deployment, name: str) -> WorkflowTemplate:
@@ -87,13 +88,18 @@ def build(shape: Shape, recipe_base64: str, deployment: Deployment, name: str) -
         templates = _Templates(shape, deployment)
         plan_template = templates.plan(list(nodes))
         stages = {task: templates.stage(node) for task, node in nodes.items()}
-        if deployment.notify:
-            templates.notify()
+        at_exit: list[Container | Resource] = [templates.notify()] if deployment.notify else []
         if shape.nodes > 1:
-            templates.end_jobset()
+            at_exit.append(templates.end_jobset())
         with DAG(name=ENTRYPOINT):
             plan = Task(name="plan", template=plan_template)
             _connect(plan, nodes, stages)
+        if len(at_exit) > 1:
+            with DAG(name=_EXIT):
+                for template in at_exit:
+                    Task(name=cast(str, template.name), template=template)
+        if at_exit:
+            workflow.hooks = {"exit": argo.LifecycleHook(template=_EXIT if len(at_exit) > 1 else at_exit[0].name)}
     return workflow
 
 
@@ -118,19 +124,14 @@ def _connect(plan: Task, nodes: Mapping[str, TaskNode], stages: Mapping[str, Con
 
 def _task(node: TaskNode, template: Container | Resource, after: tuple[Task, ...]) -> Task:
     values = {"run-id": _plan_output("run-id"), "task": node.task}
-    hooks = None
     if node.kind.stage == "train":
         values["key"] = _plan_output("train-key")
-    if isinstance(template, Resource):
-        key = argo.Arguments(parameters=[argo.Parameter(name="key", value=_plan_output("train-key"))])
-        hooks = {"exit": argo.LifecycleHook(template=_END_JOBSET, arguments=key)}
     return Task(
         name=argo_name(node.task),
         template=template,
         arguments=cast(Any, values),
         depends=" && ".join(other.name for other in after),
         when=f"'{_plan_output(decision_parameter(node.task))}' == 'run'",
-        hooks=cast(Any, hooks),
     )
 
 
@@ -170,7 +171,6 @@ def _workflow(shape: Shape, recipe_base64: str, deployment: Deployment, name: st
         pod_metadata=argo.Metadata(labels=labels),
         pod_gc=argo.PodGC(strategy="OnPodSuccess", delete_delay_duration="10m"),
         ttl_strategy=argo.TTLStrategy(seconds_after_completion=deployment.keep_days * 24 * 3600),
-        hooks={"exit": argo.LifecycleHook(template="notify")} if deployment.notify else None,
         metrics=_metrics("run", "recipe", _label(shape.recipe_name), "workflow."),
     )
 
@@ -212,12 +212,14 @@ class _Templates:
         )
 
     def end_jobset(self) -> Resource:
-        """Delete the JobSet when its task ends, however it ends: a cancelled run leaves no training behind."""
+        """Delete the JobSet when its run ends, however it ends: a cancelled run leaves no training behind.
+
+        A hook of the task would not do: Argo runs none for a task that was stopped before its result was read.
+        """
         return Resource(
             name=_END_JOBSET,
-            inputs=cast(Any, [Parameter(name="key")]),
             action="delete",
-            flags=[f"{jobset.KIND}/{jobset.NAME}"],
+            flags=[jobset.KIND, f"--selector={jobset.WORKFLOW_LABEL}={jobset.WORKFLOW}"],
             executor=argo.ExecutorConfig(service_account_name=self._deployment.jobset_service_account),
             retry_strategy=RetryStrategy(limit="3", retry_policy="Always", backoff=_backoff(2)),
             pod_spec_patch=manifest_patch(),
