@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -114,15 +114,16 @@ def conversations(topic: str) -> bytes:
 
 
 @pytest.fixture
-def submit_on_two_nodes(cluster: Cluster, store_url: str, tmp_path: Path) -> list[str]:
-    """The words of a submission whose training runs on two nodes."""
+def submit_on_two_nodes(cluster: Cluster, store_url: str, tmp_path: Path) -> Iterator[list[str]]:
+    """The words of a submission whose training runs on two nodes; what a failed test left of it is deleted."""
     if "jobsets.jobset.x-k8s.io" not in cluster.kubectl("get", "crd", "-o", "name"):
         pytest.skip("this cluster has no JobSet controller")
     deployment = tmp_path / "deployment.yaml"
     deployment.write_text(yaml.safe_dump(ON_THE_GPU_NODE))
     submit = ["submit", "micro", "--store", store_url, "--deployment", str(deployment)]
     submit += ["--images", str(ROOT / "build/images.lock.json")]
-    return [*submit, "--set", "train.nodes=2", "--set", "train.layout.data_parallel=2"]
+    yield [*submit, "--set", "train.nodes=2", "--set", "train.layout.data_parallel=2"]
+    cluster.kubectl("delete", "jobsets", "--all")
 
 
 def test_a_training_on_two_nodes_is_a_jobset_of_two_pods(
