@@ -2,6 +2,8 @@
 # cluster.sh exec jobset.sh: the JobSet controller, by its own chart, for trainings on several nodes. It takes a few seconds to be ready.
 set -euo pipefail
 source "$(dirname "$0")/versions.sh"
+# Nobody is elected among one controller: on a busy machine it lost its lease, and restarted, again and again.
 helm upgrade --install jobset "$CACHE/src/jobset-$JOBSET_VERSION/charts/jobset" --namespace jobset-system --create-namespace \
-  --set image.repository=localhost/jobset,image.tag="v$JOBSET_VERSION",image.pullPolicy=Never,controller.resources.requests.cpu=20m > /dev/null
+  --set image.repository=localhost/jobset,image.tag="v$JOBSET_VERSION",image.pullPolicy=Never \
+  --set controller.resources.requests.cpu=200m,controller.leaderElection.enable=false > /dev/null
 kubectl -n jobset-system rollout status deployment --timeout=60s > /dev/null
