@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.bad_inputs.recipe_fields import MICRO
 from tests.bad_inputs.refusals import command, download, stage
-from tests.bad_inputs.test_recipes import MICRO
 from tests.tiny_models import CONFIGS, hub_arrays, tensor_file_bytes, tokenizer_directory
 
 CONFIG = CONFIGS["llama-2"]

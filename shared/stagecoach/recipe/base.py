@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticKnownError
 
 _EFFECT = "x-effect"
+_WORD_LIMIT = 2**63
 
 
 def result(default: Any = ..., **options: Any) -> Any:
@@ -47,6 +49,14 @@ class Section(BaseModel):
         allow_inf_nan=False,
         validate_default=True,
     )
+
+    @field_validator("*")
+    @classmethod
+    def _fits_a_machine_word(cls, value: Any) -> Any:
+        """Refuse a whole number that numpy, a float or a seed could not hold, so that no stage stumbles over it."""
+        if isinstance(value, int) and value >= _WORD_LIMIT:
+            raise PydanticKnownError("less_than", {"lt": _WORD_LIMIT})
+        return value
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -36,7 +36,7 @@ class PackConfig(Section):
     heldout_num: NonNegativeInt | None = result(None)
     """Number of conversations to hold out, instead of a share: those with the smallest hashes, so that new data may
     replace some of them."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = result(0)
+    seed: NonNegativeInt = result(0)
     """Seed of the order of packs and of conversations inside them."""
 
     @model_validator(mode="after")

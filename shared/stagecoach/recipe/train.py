@@ -105,7 +105,7 @@ class TrainConfig(Section):
     """Number of optimizer steps, instead of `epochs`."""
     packs_per_step: PositiveInt = result(32)
     """Packs whose gradients make one optimizer step, over all ranks and micro-batches."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = result(1234)
+    seed: NonNegativeInt = result(1234)
     """Orders the packs and feeds stochastic rounding; nothing else in training is random."""
 
     # --- optimizer and schedule

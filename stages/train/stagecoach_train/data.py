@@ -24,6 +24,7 @@ from stagecoach.formats.packed import PackArrays
 from stagecoach.recipe.train import DEFAULT_EPOCHS, TrainConfig
 from stagecoach_train.batch import MicroBatch, MicroBatchShape, max_seqlen_bucket, shifted_targets
 
+_LOOK_AHEAD_PACKS = 1_000_000
 _ORDER_STREAM = 0x5041434B  # "PACK": keeps these random bits apart from every other use of the same seed
 
 
@@ -204,16 +205,19 @@ def _positions(cu_seqlens: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
 def refuse_untrained_steps(order: DataOrder, targets_of_pack: npt.NDArray[np.int64]) -> None:
     """Refuse, before the first step, a training with a step that has nothing to learn from.
 
+    Looks a million packs ahead; ``steps`` may be given for ever, with a budget of wall time. What lies further ahead is
+    refused by the engine when it comes.
+
     Args:
         order: Which packs make which step.
         targets_of_pack: [num_packs], trained targets of each pack.
 
     Raises:
-        DataError: Some step has no trained target; its loss would be 0 / 0.
+        DataError: One of these steps has no trained target; its loss would be 0 / 0.
     """
     if int(targets_of_pack.min(initial=1)) > 0:
         return
-    for step in range(order.num_steps):
+    for step in range(min(order.num_steps, _LOOK_AHEAD_PACKS // order.packs_per_step + 1)):
         packs = order.packs_of_step(step)
         if int(targets_of_pack[packs].sum()) == 0:
             raise DataError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -119,3 +121,9 @@ class TestUntrainedSteps:
 
     def test_an_untrained_pack_beside_others_is_fine(self) -> None:
         refuse_untrained_steps(order(epochs=1.0, packs_per_step=5), np.array([0, 0, 0, 0, 3]))
+
+    def test_a_training_that_is_meant_never_to_end_starts_at_once(self) -> None:
+        endless = order(num_packs=5, packs_per_step=3, steps=10**15)  # one pack is never in all three places
+        started = time.process_time()
+        refuse_untrained_steps(endless, np.array([0, 3, 3, 3, 3]))
+        assert time.process_time() - started < 10
