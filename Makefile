@@ -193,7 +193,7 @@ clean: ## Remove what was built and cached, not .venv and not the runs
 ##@ Benchmarks
 
 .PHONY: bench-gpu
-bench-gpu: setup ## Training speed on two NVIDIA GPUs against transformers + FSDP2: ARGS="--attention fa4"
+bench-gpu: setup ## Training speed on two NVIDIA GPUs against transformers + FSDP2: ARGS="--attention fa4", ARGS="--gpus 4"
 	$(BIN)/python benchmarks/bench_gpu.py $(ARGS)
 
 .PHONY: bench-store
@@ -212,6 +212,10 @@ bench-pack: setup ## Fill, balance and speed of packing, a million documents too
 .PHONY: bench-tokens
 bench-tokens: setup ## The pack stage against bare tokenizers.encode_batch, and its memory on a million rows
 	$(BIN)/python -m benchmarks.tokens $(ARGS)
+
+.PHONY: bench-checkpoint
+bench-checkpoint: setup ## What a checkpoint costs a training on CPU, and how soon one is resumed, beside torch.distributed.checkpoint; ARGS=--quick
+	$(BIN)/python -m benchmarks.checkpoints $(ARGS)
 
 .PHONY: bench-cluster
 bench-cluster: setup ## A run on the cluster of `make cluster-up`: seconds of each pod beside its work, and of a run without change
