@@ -18,10 +18,18 @@ SMOOTHED = 20
 Curve = npt.NDArray[np.float64]
 
 
-def curve(compute_dtype: str, moments_dtype: str, seed: int = 0, device: str = "cpu") -> Curve:
+def curve(
+    compute_dtype: str, moments_dtype: str, seed: int = 0, device: str = "cpu", products: str = "compute_dtype"
+) -> Curve:
     """Train for 200 steps; returns the running mean of the loss over 20 steps, shape (181,)."""
     config = TrainConfig.model_validate(
-        {"steps": STEPS, "lr": 1e-3, "compute_dtype": compute_dtype, "moments_dtype": moments_dtype}
+        {
+            "steps": STEPS,
+            "lr": 1e-3,
+            "compute_dtype": compute_dtype,
+            "moments_dtype": moments_dtype,
+            "matmul_precision": products,
+        }
     )
     losses, _, _ = train(
         tiny_spec(num_layers=2), config, steps=STEPS, empty_tail=False, device=device, weights_seed=seed
@@ -42,21 +50,23 @@ def seeds() -> list[Curve]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("compute_dtype", "moments_dtype", "device"),
+    ("compute_dtype", "moments_dtype", "products", "device"),
     [
-        ("fp32", "bf16", "cpu"),
-        ("bf16", "fp32", "cpu"),
-        ("bf16", "bf16", "cpu"),
-        pytest.param("bf16", "fp32", "cuda", marks=pytest.mark.gpu),
-        pytest.param("bf16", "bf16", "cuda", marks=pytest.mark.gpu),
+        ("fp32", "bf16", "compute_dtype", "cpu"),
+        ("bf16", "fp32", "compute_dtype", "cpu"),
+        ("bf16", "bf16", "compute_dtype", "cpu"),
+        ("bf16", "fp32", "fp8_tensorwise", "cpu"),
+        pytest.param("bf16", "fp32", "compute_dtype", "cuda", marks=pytest.mark.gpu),
+        pytest.param("bf16", "bf16", "compute_dtype", "cuda", marks=pytest.mark.gpu),
+        pytest.param("bf16", "bf16", "fp8_tensorwise", "cuda", marks=pytest.mark.gpu),
     ],
 )
 def test_narrow_numbers_stay_within_the_gap_between_seeds(
-    compute_dtype: str, moments_dtype: str, device: str, seeds: list[Curve]
+    compute_dtype: str, moments_dtype: str, products: str, device: str, seeds: list[Curve]
 ) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
     gap = max(distance(one, other) for one, other in combinations(seeds, 2))
-    found = curve(compute_dtype, moments_dtype, device=device)
+    found = curve(compute_dtype, moments_dtype, device=device, products=products)
     assert seeds[0][-1] <= 0.5 * seeds[0][0], "the data is learnable"
     assert distance(found, seeds[0]) <= gap

@@ -10,6 +10,7 @@ import torch
 
 from stagecoach_train import masters, philox
 from stagecoach_train.loss import VocabularyShard, head_cross_entropy
+from stagecoach_train.model import fp8
 from stagecoach_train.model.attention import Backend, Documents, attend
 from stagecoach_train.model.kernels import flash4_problem
 from stagecoach_train.optimizer import plain_adamw
@@ -106,6 +107,24 @@ def test_adamw_equals_the_plain_one(split: bool, moments: torch.dtype) -> None:
         return
     # The same random bits on both: only values within one rounding error of a bf16 edge may differ.
     assert (fused.exp_avg_sq.cpu() == plain.exp_avg_sq).float().mean().item() >= 0.999
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < fp8.LEAST_CAPABILITY,
+    reason="needs an NVIDIA GPU with 8-bit products",
+)
+def test_a_product_in_eight_bits_equals_that_of_the_cpu() -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(512, 256).bfloat16(), (torch.randn(384, 256) * 0.02).bfloat16()]
+    weight_of_output = torch.randn(512, 384).bfloat16()
+    found = []
+    for device in ("cpu", "cuda"):
+        leaves = [x.detach().to(device).requires_grad_() for x in inputs]
+        y = fp8.product(*leaves)
+        torch.autograd.backward((y * weight_of_output.to(device)).sum())
+        found.append([y.detach().cpu(), *(leaf.grad.cpu() for leaf in leaves if leaf.grad is not None)])
+    for got, expected in zip(found[1], found[0], strict=True):
+        assert relative_error(got, expected) <= 0.005  # the same 8-bit values; only the sums are rounded otherwise
 
 
 def test_random_bits_do_not_depend_on_the_device() -> None:

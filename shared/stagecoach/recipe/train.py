@@ -140,6 +140,9 @@ class TrainConfig(Section):
     # --- numbers
     compute_dtype: ComputeDtype = result("bf16")
     """Type of the matrix products; masters and gradients are fp32 (fp64 with fp64)."""
+    matmul_precision: Literal["compute_dtype", "fp8_tensorwise"] = result("compute_dtype")
+    """fp8_tensorwise: the four products of each layer in 8-bit floats with one scale a tensor, on Hopper GPUs; faster,
+    and an approximation whose rounding depends on layout and micro-batches."""
     moments_dtype: ComputeDtype = result("fp32")
     """Type in which AdamW's moments are kept; bf16 rounds the second one stochastically."""
 
@@ -229,6 +232,24 @@ class TrainConfig(Section):
             )
         if world_size % self.nodes:
             raise ValueError(f"{world_size} ranks cannot be divided evenly over {self.nodes} nodes")
+        return self
+
+    @model_validator(mode="after")
+    def _eight_bits(self) -> TrainConfig:
+        """Refuse 8-bit products beside what they cannot be combined with."""
+        if self.matmul_precision == "compute_dtype":
+            return self
+        if self.compute_dtype != "bf16":
+            raise ValueError(
+                f"matmul_precision {self.matmul_precision} needs compute_dtype bf16, got {self.compute_dtype}; set"
+                " matmul_precision to compute_dtype"
+            )
+        for name, is_set in (("async_tp", self.async_tp), ("layout.zero_bubble", self.layout.zero_bubble)):
+            if is_set:
+                raise ValueError(
+                    f"matmul_precision {self.matmul_precision} cannot be used with {name}, which takes products in"
+                    f" bf16 apart; set {name} to false or matmul_precision to compute_dtype"
+                )
         return self
 
     @model_validator(mode="after")

@@ -114,6 +114,11 @@ def refuse_uneven(config: TrainConfig, shape: MicroBatchShape, micro_batch_packs
             f"layout.virtual_stages needs a number of micro-batches that {config.layout.pipeline_parallel} pipeline ranks"
             " divide; change train.packs_per_step, or set layout.virtual_stages to 1"
         )
+    if config.matmul_precision == "fp8_tensorwise" and shape.num_tokens % 16:
+        raise ConfigError(
+            f"train.matmul_precision fp8_tensorwise needs a micro-batch of a multiple of 16 tokens, got {shape.num_tokens};"
+            " change pack.pack_tokens, or set it to compute_dtype"
+        )
     ranks = config.layout.tensor_parallel
     if config.layout.sequence_parallel and shape.num_tokens % ranks:
         raise ConfigError(

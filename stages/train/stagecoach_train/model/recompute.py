@@ -49,7 +49,8 @@ def with_recompute(function: Function, mode: RecomputeMode, *, gate_up_rows: int
 def _policy(*, again_rows: int | None, regather: bool) -> Callable[..., CheckpointPolicy]:
     """Keep attention, reduce-scatters and matrix products; compute again the rest and products of that many columns."""
     functional = torch.ops._c10d_functional
-    products = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.linear.default}
+    aten = torch.ops.aten
+    products = {aten.mm.default, aten.addmm.default, aten.linear.default, aten._scaled_mm.default}
     attention = {
         torch.ops.stagecoach.document_attention.default,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
@@ -62,12 +63,19 @@ def _policy(*, again_rows: int | None, regather: bool) -> Callable[..., Checkpoi
         if operation in attention or operation is functional.reduce_scatter_tensor.default:
             return CheckpointPolicy.MUST_SAVE
         if operation in products:
-            columns = (
-                arguments[-1].shape[-1] if operation is not torch.ops.aten.linear.default else arguments[1].shape[0]
-            )
+            columns = _num_columns(operation, arguments)
             return CheckpointPolicy.PREFER_RECOMPUTE if columns == again_rows else CheckpointPolicy.MUST_SAVE
         if operation in gathers and not regather:
             return CheckpointPolicy.MUST_SAVE
         return CheckpointPolicy.PREFER_RECOMPUTE
 
     return policy
+
+
+def _num_columns(operation: Any, arguments: tuple[Any, ...]) -> int:
+    """Return the columns of a product's result."""
+    aten = torch.ops.aten
+    if operation is aten.linear.default:
+        return int(arguments[1].shape[0])
+    second = arguments[2] if operation is aten.addmm.default else arguments[1]
+    return int(second.shape[-1])

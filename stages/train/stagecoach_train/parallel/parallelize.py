@@ -24,9 +24,10 @@ from stagecoach.errors import ConfigError
 from stagecoach.parallel.slicing import LocalTensor, layers_of_stage, local_rectangles
 from stagecoach.recipe.train import RecomputeMode, TrainConfig
 from stagecoach_train.loss import VocabularyShard
+from stagecoach_train.model import fp8
 from stagecoach_train.model.attention import Backend
 from stagecoach_train.model.block_runner import BlockRunner, RunOptions
-from stagecoach_train.model.blocks import BlockDims
+from stagecoach_train.model.blocks import BlockDims, Product
 from stagecoach_train.model.kernels import flash4_problem
 from stagecoach_train.model.transformer import RunBlock, Stage
 from stagecoach_train.optimizer import DTYPES
@@ -164,14 +165,43 @@ def _block_runner(
             "layout.zero_bubble cuts backward passes in two, which a compiled block cannot; set train.compile_blocks to"
             " false or layout.zero_bubble to false"
         )
+    product: Product = F.linear if apart is None else apart.product
+    if config.matmul_precision == "fp8_tensorwise":
+        _check_fp8(spec, exchange.size, device)
+        product = fp8.product
     options = RunOptions(
         backend=attention_backend(config, spec.head_dim, device),
         gate_up_rows=2 * spec.intermediate_size // exchange.size,
         regather=config.regather_activations,
         compile_backend=compile_backend,
-        product=F.linear if apart is None else apart.product,
+        product=product,
     )
     return BlockRunner(block_dims(spec), exchange, options)
+
+
+def _check_fp8(spec: ModelSpec, num_tensor_ranks: int, device: torch.device) -> None:
+    """Refuse 8-bit products where the GPU or the model's sizes do not have them.
+
+    Raises:
+        ConfigError: They cannot be used.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < fp8.LEAST_CAPABILITY:
+        raise ConfigError(
+            f"train.matmul_precision fp8_tensorwise needs a GPU with 8-bit matrix products (Ada, Hopper or newer), got"
+            f" {torch.cuda.get_device_name(device)}; set it to compute_dtype"
+        )
+    sizes = {
+        "hidden size": spec.hidden_size,
+        "rows of queries, keys and values": spec.qkv_rows // num_tensor_ranks,
+        "columns of the attention's output": spec.num_heads * spec.head_dim // num_tensor_ranks,
+        "intermediate size": spec.intermediate_size // num_tensor_ranks,
+    }
+    for what, size in sizes.items():
+        if size % fp8.MULTIPLE:
+            raise ConfigError(
+                f"train.matmul_precision fp8_tensorwise needs multiples of {fp8.MULTIPLE}, got {size} as {what} of a rank;"
+                " set it to compute_dtype, or change layout.tensor_parallel"
+            )
 
 
 def _stages(
