@@ -74,6 +74,8 @@ control_group() {  # one for each node: two kubelets that share one would delete
     done 2>/dev/null
   else
     for controller in /sys/fs/cgroup/*/; do mkdir -p "$controller/$cgroup/$1" 2>/dev/null || true; done
+    # all pods together would otherwise get what one process of the machine gets
+    echo 16384 > "/sys/fs/cgroup/cpu/$cgroup/cpu.shares" || true
   fi
 }
 
