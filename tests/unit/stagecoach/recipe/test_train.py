@@ -87,7 +87,7 @@ def test_the_result_fields_are_these() -> None:
     assert marked == {
         "epochs", "steps", "packs_per_step", "seed", "lr", "min_lr", "schedule", "warmup_steps", "warmup_share",
         "decay_share", "first_update_at_zero", "betas", "eps", "weight_decay", "decay_embeddings", "clip_norm",
-        "non_finite_step_budget", "compute_dtype", "moments_dtype",
+        "non_finite_step_budget", "compute_dtype", "matmul_precision", "moments_dtype",
     }  # fmt: skip
 
 
