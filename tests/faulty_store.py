@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 from stagecoach.errors import StoreUnavailable
-from stagecoach.storage.base import DEFAULT_CONTENT_TYPE, ObjectInfo, ObjectStore, UnfinishedUpload
+from stagecoach.storage.base import DEFAULT_CONTENT_TYPE, ObjectInfo, ObjectStore, UnfinishedUpload, Write
 
 _T = TypeVar("_T")
 
 Operation = Literal[
-    "head", "list", "list_folders", "get", "get_range", "get_file", "put", "put_if_absent", "put_file", "delete"
+    "head", "list", "list_folders", "get", "get_range", "get_file", "put", "put_if_absent", "put_file", "create",
+    "delete",
 ]  # fmt: skip
 
 
@@ -101,8 +103,15 @@ class FaultyStore:
     def put_if_absent(self, key: str, data: bytes, *, content_type: str = DEFAULT_CONTENT_TYPE) -> bool:
         return self._do("put_if_absent", key, lambda: self.inner.put_if_absent(key, data, content_type=content_type))
 
-    def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
-        self._do("put_file", key, lambda: self.inner.put_file(key, path, final=final))
+    @contextmanager
+    def create(self, key: str) -> Iterator[Write]:
+        """A fault comes when all bytes are written, before or after the object has its key."""
+        with ExitStack() as ends:
+            yield ends.enter_context(self.inner.create(key))
+            self._do("create", key, ends.pop_all().close)
+
+    def put_file(self, key: str, path: Path) -> None:
+        self._do("put_file", key, lambda: self.inner.put_file(key, path))
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in [*keys]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -17,8 +18,13 @@ from typing import Any
 import pytest
 
 from stagecoach.storage.s3 import S3Options, S3Store
+from stagecoach.storage.transfer import RetryPolicy
 from stagecoach_workflows import local_s3
 from stagecoach_workflows.local_s3 import S3Server, running_s3_server
+from tests.faulty_s3 import FaultyS3, faulty_s3
+
+PART_BYTES = 5 * 1024 * 1024
+QUICK = RetryPolicy(max_tries=4, first_pause_seconds=0.01)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,29 @@ def start_seaweed(data_dir: Path) -> Iterator[SeaweedServer]:
     """Run a server for the time of the block; its data stay in ``data_dir``."""
     with running_s3_server(data_dir) as server:
         yield SeaweedServer(server, data_dir)
+
+
+@contextmanager
+def failing(server: SeaweedServer, **options: Any) -> Iterator[tuple[S3Store, FaultyS3]]:
+    """A store behind a proxy that lets everything pass until the test gives it a script."""
+    with faulty_s3(server.server.endpoint_url, lambda request: None) as proxy:
+        settings: dict[str, Any] = {"retry": QUICK, "part_bytes": PART_BYTES, "read_timeout_seconds": 20.0, **options}
+        store = S3Store(
+            server.server.bucket,
+            f"t-{os.urandom(6).hex()}",
+            S3Options(endpoint_url=proxy.endpoint_url, addressing="path", **settings),
+        )
+        store.put("warm", b"")
+        proxy.requests.clear()
+        yield store, proxy
+        store.close()
+
+
+def big_file(folder: Path, num_parts: float) -> tuple[Path, str]:
+    """Write a file of so many parts and return it with its sha256."""
+    path = folder / "big"
+    path.write_bytes(os.urandom(int(num_parts * PART_BYTES)))
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(slots=True)

@@ -8,15 +8,14 @@ output.commit(...)                                          manifest.json, last
 from __future__ import annotations
 
 import hashlib
-import itertools
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
-from io import RawIOBase
+from io import BufferedWriter, RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from stagecoach import faults
 from stagecoach.errors import CorruptObjectError, MissingInputError, StoreUnavailable
@@ -31,7 +30,7 @@ from stagecoach.manifest import (
 )
 from stagecoach.paths import new_try_prefix
 from stagecoach.progress import NO_PROGRESS, Progress
-from stagecoach.storage.base import ObjectStore
+from stagecoach.storage.base import ObjectStore, Write
 
 _COPY_BYTES = 4 * 1024 * 1024
 _HASH_THREADS = 4
@@ -46,9 +45,9 @@ def _writer() -> ThreadPoolExecutor:
 class _HashingWriter(RawIOBase):
     """A sequential binary stream that hashes what passes through it."""
 
-    def __init__(self, stream: BinaryIO, digests: Digests) -> None:
+    def __init__(self, write: Write, digests: Digests) -> None:
         super().__init__()
-        self._stream = stream
+        self._write = write
         self._digests = digests
 
     def writable(self) -> bool:
@@ -57,17 +56,14 @@ class _HashingWriter(RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         if len(view) < _SIDE_BY_SIDE_BYTES:
-            self._stream.write(view)
+            self._write(view)
             self._digests.update(view)
             return len(view)
-        # Copying into the page cache costs as much as a digest, and both leave the interpreter's lock.
-        written = _writer().submit(self._stream.write, view)
+        # On a directory this copies into the page cache, which costs as much as a digest; both leave the interpreter's lock.
+        written = _writer().submit(self._write, view)
         self._digests.update(view)
         written.result()
         return len(view)
-
-    def tell(self) -> int:
-        return self._digests.size_bytes
 
 
 class Output:
@@ -86,7 +82,7 @@ class Output:
         Args:
             store: Where the output goes.
             prefix: Folder of the output, with its final slash.
-            scratch: Local folder for files on their way to the store.
+            scratch: Local folder for what the stage wants to put aside.
             progress: Where ``progress`` calls go.
             run_id: The run that asked for it; None when a stage is run by hand.
         """
@@ -98,7 +94,6 @@ class Output:
         self._try_prefix = new_try_prefix(prefix)
         self._objects: dict[str, ObjectEntry] = {}
         self._progress = progress
-        self._numbers = itertools.count()
         scratch.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -112,14 +107,14 @@ class Output:
 
         Nothing is stored if the block raises.
         """
-        path = self._scratch_path(name)
-        digests = Digests()
-        try:
-            with open(path, "wb", buffering=_COPY_BYTES) as stream:
-                yield cast(BinaryIO, _HashingWriter(stream, digests))
-            self._place(name, path, digests)
-        finally:
-            path.unlink(missing_ok=True)
+        self._check_new(name)
+        key, digests = self._try_prefix + name, Digests()
+        # closed first: what a block that raised left in the buffer must reach nobody
+        with self.store.create(key) as write, closing(_HashingWriter(write, digests)) as raw:
+            stream = BufferedWriter(raw, _SIDE_BY_SIDE_BYTES)
+            yield stream
+            stream.flush()
+        self._objects[name] = digests.entry(key)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Store a small object."""
@@ -165,17 +160,6 @@ class Output:
         faults.hit(faults.AFTER_LAST_OBJECT)
         manifest = Manifest(objects=dict(sorted(self._objects.items())), summary=self.summary, **fields)
         return commit_manifest(self.store, self.prefix, manifest)
-
-    def _place(self, name: str, path: Path, digests: Digests) -> None:
-        key = self._try_prefix + name
-        self.store.put_file(key, path, final=True)
-        self._objects[name] = digests.entry(key)
-
-    def _scratch_path(self, name: str) -> Path:
-        self._check_new(name)
-        # The counter keeps "a/b" and "a__b", written side by side, apart.
-        number = next(self._numbers)
-        return self.scratch / f"{self._try_prefix.rstrip('/').rsplit('/', 1)[1]}-{number:05d}"
 
     def _check_new(self, name: str) -> None:
         if name in self._objects:

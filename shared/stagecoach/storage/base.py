@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,9 @@ from stagecoach.errors import ConfigError
 MAX_KEY_BYTES = 900
 MAX_PART_BYTES = 255
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
+
+Write = Callable[[bytes | memoryview], None]
+"""Takes the next bytes of an object; it does not keep the view."""
 
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]")
 
@@ -129,15 +133,16 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
-        """Store a local file under a key that is new (of a fresh ``try-`` folder); the file is left alone.
+    def create(self, key: str) -> AbstractContextManager[Write]:
+        """Write an object piece by piece, without a copy elsewhere, under a key that is new (of a fresh ``try-`` folder).
 
-        Args:
-            key: Name of the object.
-            path: The file.
-            final: Nobody will change the file's bytes again, so a store on the same disk may share them instead of
-                copying them.
+        The object is there, whole, when the block ends; if the block raises there is none. What a killed process leaves
+        is ``unfinished``. Memory stays below some parts of the object.
         """
+        ...
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Store a local file under a key that is new; the file is left alone."""
         ...
 
     def delete(self, keys: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
 """A directory as an object store: one file an object, written so that neither a crash nor a race leaves half of one.
 
-    put             temporary file -> fsync -> rename over the name             -> fsync of the folder
+    put, create     temporary file -> fsync -> rename over the name             -> fsync of the folder
     put_if_absent   temporary file -> fsync -> hard link (refuses a taken name) -> fsync of the folder
 
 Temporary files lie in ``.stagecoach-tmp`` of the same directory, which holds no objects. A symbolic link inside is no
@@ -14,7 +14,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from stagecoach.errors import ConfigError, CorruptObjectError, ObjectMissing, StoreDenied, StoreUnavailable
@@ -22,6 +22,7 @@ from stagecoach.storage.base import (
     DEFAULT_CONTENT_TYPE,
     ObjectInfo,
     UnfinishedUpload,
+    Write,
     utf8_order,
     validate_folder,
     validate_key,
@@ -138,12 +139,26 @@ class LocalStore:
                 ) from error
             return True
 
-    def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
-        """See ``ObjectStore.put_file``; a final file gets a second name where the file system allows it."""
+    @contextmanager
+    def create(self, key: str) -> Iterator[Write]:
+        """See ``ObjectStore.create``."""
+        with ExitStack() as ends:
+            with self._errors(key):
+                temporary, descriptor = ends.enter_context(self._temporary(key))
+
+            def write(data: bytes | memoryview) -> None:
+                with self._errors(key):
+                    _write(descriptor, data)
+
+            yield write
+            with self._errors(key):
+                os.fsync(descriptor)
+                self._place(key, lambda path: os.replace(temporary, path))
+
+    def put_file(self, key: str, path: Path) -> None:
+        """See ``ObjectStore.put_file``."""
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if final and self._linked(key, path, source):
-                return
             with self._errors(key), self._temporary(key) as (temporary, descriptor):
                 _copy(source, descriptor)
                 os.fsync(descriptor)
@@ -229,25 +244,6 @@ class LocalStore:
                 f"store: the directory {self.root} cannot be made ({error.strerror}); choose another --store"
             ) from error
         return folder
-
-    def _linked(self, key: str, path: Path, source: int) -> bool:
-        """Give a whole file a second name as an object, and say whether that was possible."""
-        self._path(key)
-        with self._errors(key):
-            temporary = f"{self._temporary_folder()}/{secrets.token_hex(8)}"
-            try:
-                os.link(path, temporary, follow_symlinks=False)
-            except OSError as error:
-                if error.errno in (*_NO_LINK, errno.EXDEV):
-                    return False
-                raise
-            try:
-                os.fsync(source)
-                self._place(key, lambda target: os.replace(temporary, target))
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
-        return True
 
     def _place(self, key: str, name: Callable[[str], None]) -> None:
         """Give a file its name in a folder that a delete elsewhere may remove at any moment."""
@@ -349,7 +345,7 @@ def _is_key(entry: str) -> bool:
         return False
 
 
-def _write(descriptor: int, data: bytes) -> None:
+def _write(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

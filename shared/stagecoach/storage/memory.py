@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from stagecoach.errors import CorruptObjectError, ObjectMissing
@@ -14,6 +15,7 @@ from stagecoach.storage.base import (
     DEFAULT_CONTENT_TYPE,
     ObjectInfo,
     UnfinishedUpload,
+    Write,
     utf8_order,
     validate_folder,
     validate_key,
@@ -97,7 +99,15 @@ class MemoryStore:
         with self._lock:
             return self._objects.setdefault(key, entry) is entry
 
-    def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
+    @contextmanager
+    def create(self, key: str) -> Iterator[Write]:
+        """See ``ObjectStore.create``."""
+        validate_key(key)
+        data = bytearray()
+        yield data.extend
+        self.put(key, bytes(data))
+
+    def put_file(self, key: str, path: Path) -> None:
         """See ``ObjectStore.put_file``."""
         self.put(key, path.read_bytes())
 

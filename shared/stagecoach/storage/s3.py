@@ -2,7 +2,9 @@
 
     put_if_absent   PUT with If-None-Match: * and a nonce; 412 or 409 -> read back: own nonce means that an earlier
                     try of this very call got through and only its answer was lost
-    put_file        above 16 MiB in parts, side by side; aborted on any error, so that no part stays behind
+    create          above 16 MiB in parts, sent side by side while the next one is written; aborted on any error, so
+                    that no part stays behind
+    put_file        the same, out of a file
     get_file        ranged GETs side by side, each If-Match the ETag of the first look, written at their place
 
 boto3 finds credentials, region and endpoint and does what is not about bytes; bytes go through ``s3_wire``. Retries are
@@ -13,9 +15,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ from stagecoach.storage.base import (
     DEFAULT_CONTENT_TYPE,
     ObjectInfo,
     UnfinishedUpload,
+    Write,
     utf8_order,
     validate_folder,
     validate_key,
@@ -42,6 +45,7 @@ from stagecoach.storage.s3_options import S3Options as S3Options
 from stagecoach.storage.s3_order import by_bytes
 from stagecoach.storage.s3_requests import NONCE, S3Requests
 from stagecoach.storage.s3_signature import Secrets, Signer
+from stagecoach.storage.s3_upload import MAX_PARTS, PartsWriter, upload_in_parts
 from stagecoach.storage.s3_wire import S3Wire, Target, WireFailure
 from stagecoach.storage.transfer import (
     Part,
@@ -55,7 +59,6 @@ from stagecoach.storage.transfer import (
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-MAX_PARTS = 10_000
 _DELETE_BATCH = 1000
 
 
@@ -259,7 +262,24 @@ class S3Store:
                 policy.sleep(policy.pause_seconds(conflicts))
         raise StoreUnavailable(self.url, key, "conditional puts of this key meet again and again; run again later")
 
-    def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
+    @contextmanager
+    def create(self, key: str) -> Iterator[Write]:
+        """See ``ObjectStore.create``."""
+        full = self._full(key)
+        with upload_in_parts(self._calls, full, self._options) as upload:
+            writer = PartsWriter(upload, self._options.part_bytes)
+
+            def write(data: bytes | memoryview) -> None:
+                with self._calls.errors(key):
+                    writer.write(data)
+
+            yield write
+            with self._calls.errors(key):
+                whole = writer.finish()
+                if whole is not None:
+                    self._put_whole(full, whole)
+
+    def put_file(self, key: str, path: Path) -> None:
         """See ``ObjectStore.put_file``.
 
         Raises:
@@ -269,12 +289,18 @@ class S3Store:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             size_bytes = os.fstat(descriptor).st_size
-            with self._calls.errors(key):
-                if size_bytes <= self._options.part_bytes:
-                    data = _read_part(descriptor, Part(0, 0, size_bytes), bytearray(size_bytes), path)
-                    self._calls.retry(lambda ask: ask.put(full, data, {"content-type": DEFAULT_CONTENT_TYPE}))
-                else:
-                    self._put_parts(key, path, descriptor, size_bytes)
+            with self._calls.errors(key), upload_in_parts(self._calls, full, self._options) as upload:
+                parts = split_into_parts(size_bytes, self._options.part_bytes, MAX_PARTS)
+                if len(parts) <= 1:
+                    buffer = memoryview(bytearray(size_bytes))
+                    _read_part(descriptor, Part(0, 0, size_bytes), buffer, path)
+                    self._put_whole(full, buffer)
+                    return
+                for part in parts:
+                    buffer = upload.buffer(parts[0].size_bytes)
+                    _read_part(descriptor, part, buffer, path)
+                    upload.send(buffer, part.size_bytes)
+                upload.complete()
         finally:
             os.close(descriptor)
 
@@ -335,41 +361,8 @@ class S3Store:
             parameters = {**parameters, "ContinuationToken": page["NextContinuationToken"]}
             parameters.pop("StartAfter", None)
 
-    def _put_parts(self, key: str, path: Path, descriptor: int, size_bytes: int) -> None:
-        full = self._full(key)
-        parts = split_into_parts(size_bytes, self._options.part_bytes, MAX_PARTS)
-        num_threads = self._options.threads_for(parts[0].size_bytes)
-        free = [bytearray(parts[0].size_bytes) for _ in range(num_threads)]
-        nonce = secrets.token_hex(16)
-        upload_id = self._calls.retry(lambda ask: ask.create_upload(full, nonce))
-
-        def send(part: Part) -> dict[str, Any]:
-            buffer = free.pop()
-            data = _read_part(descriptor, part, buffer, path)
-            answer = self._calls.retry(lambda ask: ask.put_part(full, upload_id, part, data))
-            free.append(buffer)
-            return answer
-
-        try:
-            with ThreadPoolExecutor(num_threads) as executor:
-                sent = [answer for _, answer in in_order(executor, send, parts, num_threads + 1)]
-            self._complete(key, upload_id, sent, nonce)
-        except BaseException:
-            with suppress(Exception):
-                self._calls.retry(lambda ask: ask.abort_upload(full, upload_id))
-            raise
-
-    def _complete(self, key: str, upload_id: str, parts: Sequence[dict[str, Any]], nonce: str) -> None:
-        full = self._full(key)
-        try:
-            self._calls.retry(lambda ask: ask.complete_upload(full, upload_id, parts))
-        except Exception as error:
-            # an earlier try may have completed it, with its answer lost; then the upload is gone and the object is ours
-            if code_of(error) != "NoSuchUpload":
-                raise
-            found = self._head(key)
-            if found is None or found["Metadata"].get(NONCE) != nonce:
-                raise
+    def _put_whole(self, full: str, data: memoryview) -> None:
+        self._calls.retry(lambda ask: ask.put(full, data, {"content-type": DEFAULT_CONTENT_TYPE}))
 
     def _full(self, key: str) -> str:
         return self._base + validate_key(key)
@@ -378,13 +371,11 @@ class S3Store:
         return ObjectInfo(key, size_bytes, answer["ETag"].strip('"'), answer["LastModified"].timestamp())
 
 
-def _read_part(descriptor: int, part: Part, buffer: bytearray, path: Path) -> memoryview:
+def _read_part(descriptor: int, part: Part, buffer: memoryview, path: Path) -> None:
     """Read a part of a file into a buffer of at least its size."""
-    view = memoryview(buffer)[: part.size_bytes]
     filled = 0
     while filled < part.size_bytes:
-        count = os.preadv(descriptor, [view[filled:]], part.start + filled)
+        count = os.preadv(descriptor, [buffer[filled : part.size_bytes]], part.start + filled)
         if count == 0:
             raise CorruptObjectError(f"{path}: became shorter while it was being stored; see who writes it")
         filled += count
-    return view

@@ -7,13 +7,14 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import stagecoach.contract
 from stagecoach.settings import Settings
-from stagecoach.storage.base import ObjectStore
+from stagecoach.storage.base import ObjectStore, Write
 from stagecoach.storage.open import split_s3_url
 from stagecoach.storage.s3 import S3Store
 from stagecoach.storage.s3_options import S3Options
@@ -37,6 +38,8 @@ class Wrapped:
     def __getattr__(self, name: str) -> Any:
         """Whatever does not write."""
         method = getattr(self.inner, name)
+        if name == "create":
+            return self._create
         if name not in WRITES:
             return method
 
@@ -44,9 +47,7 @@ class Wrapped:
             given = keys if isinstance(keys, str) else list(keys)
             if "/logs/" in given:
                 return method(given, *arguments, **named)  # comes by the clock: a seed would not be a case
-            with self._lock:
-                self._number += 1
-                number = self._number
+            number = self._next_number()
             first = given if isinstance(given, str) else (given[0] if given else "")
             self._before(number, first)
             result = method(given, *arguments, **named)
@@ -54,6 +55,21 @@ class Wrapped:
             return result
 
         return write
+
+    @contextmanager
+    def _create(self, key: str) -> Iterator[Write]:
+        """Pass an object through; before its write means when all its bytes are sent and it has no key."""
+        with ExitStack() as ends:
+            yield ends.enter_context(self.inner.create(key))
+            number = self._next_number()
+            self._before(number, key)
+            ends.pop_all().close()
+            self._after(number, key)
+
+    def _next_number(self) -> int:
+        with self._lock:
+            self._number += 1
+            return self._number
 
 
 def wrap_stores(wrap: Callable[[ObjectStore], Any]) -> None:

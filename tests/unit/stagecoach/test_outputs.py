@@ -2,8 +2,9 @@
 
 import errno
 import hashlib
-import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from stagecoach import manifest, outputs
 from stagecoach.errors import CorruptObjectError, MissingInputError
 from stagecoach.outputs import Output, open_input
-from stagecoach.storage.base import ObjectStore
+from stagecoach.storage.base import ObjectStore, Write
 from stagecoach.storage.local import LocalStore
 from stagecoach.storage.memory import MemoryStore
 from tests.faulty_store import Fault, FaultyStore, flip_bit
@@ -148,15 +149,21 @@ def test_a_large_file_is_checked_block_by_block(
 
 
 @pytest.mark.parametrize("size_bytes", [1, 2**20])
-def test_a_write_that_fails_reaches_whoever_writes(size_bytes: int) -> None:
+def test_a_write_that_fails_reaches_whoever_writes(size_bytes: int, tmp_path: Path) -> None:
     """Large parts are written by a thread of their own."""
 
-    class Full(io.BytesIO):
-        def write(self, data: object) -> int:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    class Full(MemoryStore):
+        @contextmanager
+        def create(self, key: str) -> Iterator[Write]:
+            def write(data: bytes | memoryview) -> None:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OSError, match="No space left"):
-        outputs._HashingWriter(Full(), manifest.Digests()).write(bytes(size_bytes))
+            yield write
+
+    output = Output(Full("full"), PREFIX, tmp_path)
+    with pytest.raises(OSError, match="No space left"), output.create("a") as stream:
+        stream.write(bytes(size_bytes))
+    assert output.objects == {}
 
 
 def test_large_and_small_parts_keep_their_order(store: ObjectStore, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from stagecoach.formats.native import NativeModel
 from stagecoach.formats.tensor_file import BFLOAT16, Array
 from stagecoach.outputs import Input
 from stagecoach.parallel.slicing import RankLayout
+from stagecoach.storage.base import Write
 from stagecoach.storage.memory import MemoryStore
 from tests.tiny_models import (
     CONFIGS,
@@ -238,12 +240,17 @@ class _FullStore(MemoryStore):
 
     room: int | None = None
 
-    def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
-        if self.room is not None:
-            if self.room == 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            self.room -= 1
-        super().put_file(key, path, final=final)
+    @contextmanager
+    def create(self, key: str) -> Iterator[Write]:
+        with super().create(key) as write:
+
+            def write_while_there_is_room(data: bytes | memoryview) -> None:
+                if self.room == 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), key)
+                write(data)
+
+            yield write_while_there_is_room
+        self.room = None if self.room is None else self.room - 1
 
 
 @pytest.mark.parametrize("stage", ["convert", "shard", "export"])

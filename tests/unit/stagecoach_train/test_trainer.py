@@ -280,7 +280,7 @@ class TestTrouble:
 
     def test_an_error_while_writing_ends_the_run(self, tmp_path: Path) -> None:
         class Full(MemoryStore):
-            def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
+            def put_file(self, key: str, path: Path) -> None:
                 raise OSError(28, "No space left on device", str(path))
 
         with pytest.raises(OSError, match="No space left"):
@@ -290,11 +290,11 @@ class TestTrouble:
         class Away(MemoryStore):
             times = 2
 
-            def put_file(self, key: str, path: Path, *, final: bool = False) -> None:
+            def put_file(self, key: str, path: Path) -> None:
                 if self.times:
                     self.times -= 1
                     raise StoreUnavailable(self.url, key, "does not answer")
-                super().put_file(key, path, final=final)
+                super().put_file(key, path)
 
         store = Away("away")
         OneRank(store, tmp_path).train(config(save_every_steps=None))

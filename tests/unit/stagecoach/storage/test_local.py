@@ -27,6 +27,11 @@ def fail_with(number: int) -> object:
     return fail
 
 
+def create(store: LocalStore, key: str, data: bytes) -> None:
+    with store.create(key) as write:
+        write(data)
+
+
 def test_opening_makes_nothing(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     assert list(store.list("")) == []
@@ -42,7 +47,8 @@ def test_a_directory_that_cannot_be_made_is_named(place: str, tmp_path: Path) ->
     for put in (
         lambda: store.put("a", b""),
         lambda: store.put_if_absent("a", b""),
-        lambda: store.put_file("a", tmp_path / "file", final=True),
+        lambda: store.put_file("a", tmp_path / "file"),
+        lambda: create(store, "a", b"x"),
     ):
         with pytest.raises(ConfigError, match=f"store: the directory {store.root} cannot be made"):
             put()
@@ -88,6 +94,7 @@ def test_every_put_syncs_the_file_before_its_name_and_the_folder_after(
         lambda: store.put("a", b"x"),
         lambda: store.put_if_absent("b", b"x"),
         lambda: store.put_file("c", tmp_path / "f"),
+        lambda: create(store, "d", b"x"),
     ):
         events.clear()
         put()
@@ -164,6 +171,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
         lambda: store.put("a", b"x"),
         lambda: store.put_if_absent("a", b"x"),
         lambda: store.put_file("a", tmp_path / "f"),
+        lambda: create(store, "a", b"x"),
     ):
         with pytest.raises(StoreUnavailable, match=re.escape(f"{store.url}/a: no space left on its disk; free some")):
             put()
@@ -225,24 +233,3 @@ def test_a_copy_without_help_of_the_kernel_is_the_same(
     monkeypatch.setattr(os, "copy_file_range", fail_with(errno.EXDEV))
     store.put_file("a", tmp_path / "f")
     assert store.get("a") == b"0123456789" * 1000
-
-
-def test_a_final_file_is_shared_and_outlives_its_first_name(store: LocalStore, tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(b"12345")
-    store.put("d/a", b"of an earlier try")
-    store.put_file("d/a", tmp_path / "f", final=True)
-    path = store.local_path("d/a")
-    assert path is not None and path.samefile(tmp_path / "f")
-    (tmp_path / "f").unlink()
-    assert store.get("d/a") == b"12345" and list(store.unfinished()) == []
-
-
-@pytest.mark.parametrize("error", [errno.EXDEV, errno.EPERM])
-def test_a_final_file_that_cannot_be_shared_is_copied(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: int
-) -> None:
-    (tmp_path / "f").write_bytes(b"12345")
-    monkeypatch.setattr(os, "link", fail_with(error))
-    store.put_file("a", tmp_path / "f", final=True)
-    (tmp_path / "f").write_bytes(b"other")
-    assert store.get("a") == b"12345" and list(store.unfinished()) == []

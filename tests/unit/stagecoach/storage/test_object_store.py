@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -107,6 +108,27 @@ class TestObjectStore:
         with pytest.raises(RuntimeError, match="enough"):
             store.get_file("a", tmp_path / "f", on_bytes=give_up)
         assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
+
+    @pytest.mark.parametrize("sizes_bytes", [(), (0,), (5,), (1, 2**20, 3), (2**24,), (2**24, 1), (2**22,) * 9])
+    def test_an_object_is_written_piece_by_piece(self, store: ObjectStore, sizes_bytes: tuple[int, ...]) -> None:
+        """One part of S3's is 2**24 bytes."""
+        pieces = [os.urandom(size_bytes) for size_bytes in sizes_bytes]
+        with store.create("try-1/a") as write:
+            for piece in pieces:
+                buffer = bytearray(piece)
+                write(memoryview(buffer))
+                buffer[:] = bytes(len(buffer))  # the view is not kept
+            assert keys(store) == []
+        assert store.get("try-1/a") == b"".join(pieces)
+        assert list(store.unfinished()) == []
+
+    @pytest.mark.parametrize("size_bytes", [0, 5, 2**24 + 1, 2**26])
+    def test_a_block_that_raises_leaves_no_object(self, store: ObjectStore, size_bytes: int) -> None:
+        with pytest.raises(OSError, match="of the block's own"), store.create("try-1/a") as write:
+            write(bytes(size_bytes))
+            raise OSError("of the block's own")
+        assert keys(store) == []
+        assert list(store.unfinished()) == []
 
     def test_the_first_conditional_put_wins(self, store: ObjectStore) -> None:
         assert store.put_if_absent("manifest.json", b"first", content_type="application/json")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,53 +20,15 @@ from stagecoach.storage.s3 import S3Options, S3Store
 from stagecoach.storage.s3_errors import Trouble
 from stagecoach.storage.s3_signature import Secrets
 from stagecoach.storage.s3_wire import WireFailure
-from stagecoach.storage.transfer import RetryPolicy
-from tests.faulty_s3 import FAULT_KINDS, FaultKind, FaultyS3, Request, fail_first, faulty_s3
+from tests.faulty_s3 import FAULT_KINDS, FaultKind, Request, fail_first, faulty_s3
+from tests.seaweed import QUICK, big_file, failing
 
 if TYPE_CHECKING:
     from tests.seaweed import SeaweedServer
 
-PART_BYTES = 5 * 1024 * 1024
-QUICK = RetryPolicy(max_tries=4, first_pause_seconds=0.01)
 
-
-@contextmanager
-def failing(server: SeaweedServer, **options: Any) -> Iterator[tuple[S3Store, FaultyS3]]:
-    """A store behind a proxy that lets everything pass until the test gives it a script."""
-    with faulty_s3(server.server.endpoint_url, lambda request: None) as proxy:
-        settings: dict[str, Any] = {"retry": QUICK, "part_bytes": PART_BYTES, "read_timeout_seconds": 20.0, **options}
-        store = S3Store(
-            server.server.bucket,
-            f"t-{os.urandom(6).hex()}",
-            S3Options(endpoint_url=proxy.endpoint_url, addressing="path", **settings),
-        )
-        store.put("warm", b"")
-        proxy.requests.clear()
-        yield store, proxy
-        store.close()
-
-
-def big_file(folder: Path, num_parts: float) -> tuple[Path, str]:
-    path = folder / "big"
-    path.write_bytes(os.urandom(int(num_parts * PART_BYTES)))
-    return path, hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-class TestLargeObjects:
-    """Parts side by side must come out as the one file that went in."""
-
-    @pytest.mark.parametrize("num_parts", [1, 2, 3.3])
-    @pytest.mark.parametrize("checksums", ["when_required", "when_supported"])
-    def test_a_large_file_goes_there_and_back(
-        self, s3_environment: SeaweedServer, tmp_path: Path, num_parts: float, checksums: str
-    ) -> None:
-        store = s3_environment.store(part_bytes=PART_BYTES, checksums=checksums)
-        path, digest = big_file(tmp_path, num_parts)
-        store.put_file("big", path)
-        seen = hashlib.sha256()
-        store.get_file("big", tmp_path / "back", on_bytes=seen.update)
-        assert hashlib.sha256((tmp_path / "back").read_bytes()).hexdigest() == digest == seen.hexdigest()
-        assert list(store.unfinished()) == []
+class TestLargeReads:
+    """Parts side by side must come out as the one object that lies there."""
 
     def test_bytes_are_seen_in_order_though_parts_arrive_in_any(
         self, s3_environment: SeaweedServer, tmp_path: Path
@@ -79,48 +40,6 @@ class TestLargeObjects:
             seen = hashlib.sha256()
             store.get_file("big", tmp_path / "back", on_bytes=seen.update)
             assert seen.hexdigest() == digest
-
-    def test_an_upload_that_fails_leaves_no_parts(self, s3_environment: SeaweedServer, tmp_path: Path) -> None:
-        with failing(s3_environment) as (store, proxy):
-            path, _ = big_file(tmp_path, 3)
-            proxy.script = fail_first(100, "503", "PUT", "partNumber=2")
-            with pytest.raises(
-                StoreUnavailable, match=r"big: the store at http.* fails again and again .SlowDown, HTTP 503"
-            ):
-                store.put_file("big", path)
-            assert list(store.unfinished()) == []
-            assert store.head("big") is None
-
-    def test_an_upload_whose_process_died_is_found_and_discarded(
-        self, s3_environment: SeaweedServer, tmp_path: Path
-    ) -> None:
-        store = s3_environment.store()
-        upload_id = store._calls.connected().create_upload(store._full("try-1/big"), "nonce")
-        (left,) = store.unfinished()
-        assert (left.key, left.upload_id) == ("try-1/big", upload_id)
-        assert abs(left.started_unix_seconds - time.time()) < 60
-        store.discard(left)
-        store.discard(left)
-        assert list(store.unfinished()) == []
-
-    def test_a_completion_whose_answer_was_lost_is_a_success(
-        self, s3_environment: SeaweedServer, tmp_path: Path
-    ) -> None:
-        with failing(s3_environment) as (store, proxy):
-            path, digest = big_file(tmp_path, 2)
-            proxy.script = fail_first(1, "lost", "POST", "uploadId")
-            store.put_file("big", path)
-            assert hashlib.sha256(store.get("big")).hexdigest() == digest
-
-    def test_a_file_that_shrinks_meanwhile_is_refused(
-        self, s3_environment: SeaweedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        store = s3_environment.store(part_bytes=PART_BYTES)
-        path, _ = big_file(tmp_path, 2)
-        monkeypatch.setattr(os, "preadv", lambda *arguments: 0)
-        with pytest.raises(CorruptObjectError, match="became shorter while it was being stored"):
-            store.put_file("big", path)
-        assert list(store.unfinished()) == []
 
     def test_an_object_that_changes_under_the_read_is_refused(
         self, s3_environment: SeaweedServer, tmp_path: Path
@@ -189,10 +108,15 @@ class TestFaults:
             bad_moment()
             store.put_file("big", path)
             bad_moment()
+            with store.create("made") as write:
+                write(path.read_bytes())
+            bad_moment()
+            assert store.get("made") == path.read_bytes()
+            bad_moment()
             store.get_file("big", tmp_path / "back")
             assert hashlib.sha256((tmp_path / "back").read_bytes()).hexdigest() == digest
             bad_moment()
-            store.delete(["a", "big"])
+            store.delete(["a", "big", "made"])
             assert [each.key for each in store.list("")] == ["warm"]
 
     def test_a_server_that_hangs_is_given_up_and_tried_again(self, s3_environment: SeaweedServer) -> None:
