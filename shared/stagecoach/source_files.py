@@ -11,7 +11,7 @@ from stagecoach.errors import MissingInputError
 _SAFETENSORS = re.compile(r"model(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?")
 _TORCH = re.compile(r"pytorch_model(?:-\d{5}-of-\d{5})?\.bin(?:\.index\.json)?")
 _DOCUMENT = re.compile(r"(?:LICEN[CS]E|NOTICE|COPYING|USE_POLICY|README)(?:\..*)?", re.IGNORECASE)
-_DATA = re.compile(r".*\.(?:jsonl|ndjson|json|parquet)(?:\.(?:gz|zst))?", re.IGNORECASE)
+_DATA = re.compile(r".*\.(?:jsonl|ndjson|json|parquet)(?:\.(?:gz|zst))?", re.IGNORECASE | re.DOTALL)
 _NO_DATA = re.compile(r"(?:dataset_infos?|state|dataset_dict)\.json")
 
 _TOKENIZER_FILES = frozenset(
@@ -120,5 +120,5 @@ def _check_all_parts(files: set[str], origin: str) -> None:
 
 
 def _some(paths: Iterable[str]) -> str:
-    every = sorted(paths)
+    every = sorted(path if path.isprintable() else ascii(path) for path in paths)
     return (", ".join(every[:8]) + (f" and {len(every) - 8} more" if len(every) > 8 else "")) or "nothing"

@@ -27,6 +27,7 @@ from stagecoach.recipe.download import (
 from stagecoach.recipe.seed import SeedModel
 from stagecoach.recipe.source import DirectorySource, EmbeddedSource, HubSource, S3Source, SeedSource, Source
 from stagecoach.settings import Settings
+from stagecoach.storage.base import validate_key
 from stagecoach.storage.open import open_store
 
 _READ_BYTES = 4 * 1024 * 1024
@@ -39,8 +40,10 @@ class HubListing:
 
     commit: str
     """The commit that the revision stands for now, 40 hex digits."""
-    files: Mapping[str, ResolvedFile]
-    """Every file, by path, with its LFS sha256 or its git blob id."""
+    paths: Sequence[str]
+    """Every file."""
+    identify: Callable[[str], ResolvedFile]
+    """Returns one of them with its LFS sha256 or its git blob id."""
     card_configs: Sequence[Mapping[str, Any]] = ()
     """``configs`` of a data set's card."""
 
@@ -124,6 +127,12 @@ class _Listing:
         return source_files.matching(self.paths, patterns, self.origin) if patterns else self.paths
 
     def resolve(self, paths: Sequence[str]) -> tuple[ResolvedFile, ...]:
+        """Identify the files that are taken; the others may have names that no store can hold."""
+        for path in paths:
+            try:
+                validate_key(path)
+            except ConfigError as error:
+                raise ConfigError(f"{self.origin}: a file has a name that no store can hold: {error}") from error
         return tuple(self.identify(path) for path in paths)
 
 
@@ -134,8 +143,8 @@ def _list(source: Source, settings: Settings, list_hub: HubLister, repo_type: Li
         return _Listing(
             source=source,
             origin=origin,
-            paths=sorted(hub.files),
-            identify=hub.files.__getitem__,
+            paths=sorted(hub.paths),
+            identify=hub.identify,
             commit=hub.commit,
             card_configs=hub.card_configs,
         )

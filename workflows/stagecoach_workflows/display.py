@@ -83,7 +83,7 @@ class Display:
             parts.append(f"(exit code {run.exit_code})")
         if run.state is State.RUNNING and note:
             parts.append(note)
-        self._console.print(" ".join(parts), highlight=False, markup=False)
+        self._console.print(" ".join(parts))
 
 
 def _table(runs: Mapping[str, TaskRun]) -> Table:

@@ -175,9 +175,11 @@ class HubLister:
             raise _hub_error(where, error) from error
         card: Any = getattr(info, "card_data", None)
         configs = (card.get("configs") or ()) if card is not None else ()
+        files: dict[str, RepoSibling] = {file.rfilename: file for file in info.siblings or ()}
         return HubListing(
             commit=str(info.sha),
-            files={file.path: file for file in map(_resolved_file, info.siblings or ())},
+            paths=list(files),
+            identify=lambda path: _resolved_file(files[path]),
             card_configs=tuple(configs),
         )
 

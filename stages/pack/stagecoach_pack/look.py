@@ -17,8 +17,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from stagecoach import source_files
 from stagecoach.contract import exit_code_of
 from stagecoach.errors import MissingInputError
@@ -27,11 +25,12 @@ from stagecoach.paths import new_try_prefix
 from stagecoach.recipe.tasks import PackTaskConfig
 from stagecoach.settings import Settings
 from stagecoach.storage.open import open_store
+from stagecoach.terminal import console
 from stagecoach_pack.preview import data_statistics, preview, preview_text, statistics_table
 from stagecoach_pack.run import data_files, open_tokenizer
 from stagecoach_pack.sources.readers import DataFile
 
-_PLAIN_WIDTH = 160  # of a log or a pipe, which have none
+_PLAIN_WIDTH = 160
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,22 +39,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = _parser().parse_args(arguments)
     settings = Settings.from_environ()
     scratch = settings.scratch_dir / new_try_prefix("look-").rstrip("/")
-    terminal = Console()
-    console = terminal if terminal.is_terminal else Console(width=_PLAIN_WIDTH)
+    terminal = console(_PLAIN_WIDTH)
     try:
         request = json.loads(sys.stdin.read())
         store = open_store(flags.store, settings)
         inputs = {name: open_input(store, prefix, scratch) for name, prefix in request["inputs"].items()}
         tokenizer = open_tokenizer(inputs["tokenizer"])
         if flags.command == "statistics":
-            console.print(statistics_table(list(data_statistics(chat_files(flags.files), tokenizer))))
+            terminal.print(statistics_table(list(data_statistics(chat_files(flags.files), tokenizer))))
             return 0
         config = PackTaskConfig.model_validate(request["config"])
         talks = preview(
             config.data, data_files(config, inputs), tokenizer, train_on=config.pack.train_on, rows=flags.rows
         )
         for shown in talks:
-            console.print(preview_text(shown, tokenizer, with_ids=flags.ids), soft_wrap=True)
+            terminal.print(preview_text(shown, tokenizer, with_ids=flags.ids), soft_wrap=True)
         return 0
     except BaseException as error:
         code, sentence = exit_code_of(error)

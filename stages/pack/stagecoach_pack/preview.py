@@ -20,6 +20,7 @@ from stagecoach.formats.tokenizer import ChatTokenizer
 from stagecoach.recipe.data import DataConfig, DataSource
 from stagecoach.recipe.pack import TrainOn
 from stagecoach.recipe.source import DirectorySource
+from stagecoach.terminal import visible
 from stagecoach_pack.chat import Renderer
 from stagecoach_pack.collect import collect
 from stagecoach_pack.conversation import Conversation
@@ -109,13 +110,15 @@ def preview_text(shown: Previewed, tokenizer: ChatTokenizer, *, with_ids: bool =
     """Return a conversation for the terminal: trained tokens bold green, control tokens magenta, ids behind each
     token on request.
     """
-    text = Text(f"{shown.origin}: {len(shown.ids)} tokens, {int(shown.trained.sum())} trained\n", style="bold")
+    text = Text(f"{visible(shown.origin)}: {len(shown.ids)} tokens, {int(shown.trained.sum())} trained\n", style="bold")
     if shown.problem:
         return text.append(shown.problem + "\n", style="red")
     controls = set(tokenizer.control_ids.values())
     if with_ids:
         for token_id, token, trained in zip(shown.ids.tolist(), shown.tokens, shown.trained.tolist(), strict=True):
-            text.append(token, style=_TRAINED_STYLE if trained else _CONTROL_STYLE if token_id in controls else "")
+            text.append(
+                visible(token), style=_TRAINED_STYLE if trained else _CONTROL_STYLE if token_id in controls else ""
+            )
             text.append(f"\u00b7{token_id} ", style="dim")
             if token in ("<0x0A>", "\u010a"):
                 text.append("\n")
@@ -124,7 +127,7 @@ def preview_text(shown: Previewed, tokenizer: ChatTokenizer, *, with_ids: bool =
     done = ""
     for begin, end in zip([0, *borders.tolist()], [*borders.tolist(), len(shown.ids)], strict=True):
         upto = tokenizer.decode(shown.ids[:end].tolist())
-        text.append(upto[len(done) :], style=_TRAINED_STYLE if begin < end and shown.trained[begin] else "")
+        text.append(visible(upto[len(done) :]), style=_TRAINED_STYLE if begin < end and shown.trained[begin] else "")
         done = upto
     return text.append("\n")
 
@@ -175,7 +178,7 @@ def statistics_table(rows: Sequence[FileStatistics]) -> Table:
     )
     for row in [*rows, total] if len(rows) > 1 else rows:
         counts = (f"{row.num_rows:,}", f"{row.num_tokens:,}", f"{row.num_trained_tokens:,}")
-        table.add_row(row.name, *counts, f"{row.mean_tokens:.1f}", f"{row.longest_tokens:,}")
+        table.add_row(visible(row.name), *counts, f"{row.mean_tokens:.1f}", f"{row.longest_tokens:,}")
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +77,14 @@ def test_a_link_out_of_a_folder_is_refused(tmp_path: Path) -> None:
         data_config(source(kind="directory", path=str(tmp_path / "chat")), SETTINGS, no_hub)
 
 
+@pytest.mark.parametrize("name", [b"a\x1b[2J.jsonl", b"a\\b.jsonl", b"a\nb.jsonl", b"\xff.jsonl"])
+def test_a_file_whose_name_no_store_can_hold_is_refused(name: bytes, tmp_path: Path) -> None:
+    (tmp_path / "good.jsonl").write_text("{}\n")
+    Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"a file has a name that no store can hold: .*choose another name"):
+        data_config(source(kind="directory", path=str(tmp_path)), SETTINGS, no_hub)
+
+
 def test_a_linked_folder_is_not_entered(tmp_path: Path) -> None:
     write(tmp_path / "outside", **{"c.jsonl": "{}\n"})
     write(tmp_path / "chat", **{"a.jsonl": "{}\n"})
@@ -118,7 +127,7 @@ def test_a_hub_repository_is_resolved_by_the_listing_that_is_handed_in() -> None
 
     def hub(source: HubSource, repo_type: Literal["model", "dataset"]) -> HubListing:
         assert (source.repo, repo_type) == ("owner/name", "model")
-        return HubListing(commit=COMMIT, files=files)
+        return HubListing(commit=COMMIT, paths=[*names, "odd\\name.bin"], identify=files.__getitem__)
 
     config = model_config(source(kind="hub", repo="owner/name"), SETTINGS, hub)
     assert config.commit == COMMIT

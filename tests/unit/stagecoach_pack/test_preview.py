@@ -47,6 +47,16 @@ def test_ids_stand_behind_their_tokens(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("with_ids", [False, True])
+def test_a_conversation_cannot_steer_the_terminal(with_ids: bool, tmp_path: Path) -> None:
+    talk = {"messages": [{"role": "user", "content": "\x1b[2J\x9b"}, {"role": "assistant", "content": "\x1b]0;x\x07"}]}
+    tokenizer = chat_tokenizer("mistral")
+    (shown,) = preview(DATA, {"s": [data_file(tmp_path, talk)]}, tokenizer)
+    text = preview_text(shown, tokenizer, with_ids=with_ids).plain
+    assert not [character for character in text if not character.isprintable() and character != "\n"]
+    assert with_ids or "\\x1b[2J\\x9b" in text
+
+
 def test_only_the_first_rows_of_each_source_are_shown(tmp_path: Path) -> None:
     found = list(preview(DATA, {"s": [data_file(tmp_path, *[TALK] * 9)]}, chat_tokenizer("smollm2"), rows=2))
     assert [shown.origin for shown in found] == ["s/x.jsonl: row 1", "s/x.jsonl: row 2"]

@@ -31,7 +31,7 @@ def lister(hub: Hub, **settings: object) -> HubLister:
 def test_a_branch_becomes_a_commit_and_every_file_has_its_size_and_digest(hub: Hub) -> None:
     listing = lister(hub)(SOURCE, "model")
     assert listing.commit == hub.repos["owner/name"].commit_of("main")
-    config, weights = listing.files["config.json"], listing.files["model.safetensors"]
+    config, weights = listing.identify("config.json"), listing.identify("model.safetensors")
     assert (config.size_bytes, config.git_blob_sha1, config.sha256) == (2, blob_id(SMALL), None)
     assert (weights.size_bytes, weights.sha256) == (len(LARGE), hashlib.sha256(LARGE).hexdigest())
 
@@ -42,26 +42,26 @@ def test_a_branch_that_moved_is_another_commit_in_the_next_plan(hub: Hub) -> Non
     hub.repos["owner/name"].branches["main"]["config.json"] = b"{ }"
     assert before(SOURCE, "model").commit == first  # one plan sees one state
     assert lister(hub)(SOURCE, "model").commit != first
-    assert lister(hub)(HubSource(repo="owner/name", revision=first), "model").files["config.json"].size_bytes == 2
+    assert lister(hub)(HubSource(repo="owner/name", revision=first), "model").identify("config.json").size_bytes == 2
 
 
 def test_a_list_longer_than_the_hubs_pages_is_whole(hub: Hub) -> None:
     """Listings by tree come in pages of at most 1,000 files; the request that the plan makes has none."""
     hub.page_files = 10
     hub.add("datasets/owner/many", {f"part-{number:04d}.jsonl": SMALL for number in range(1_205)})
-    assert len(lister(hub)(HubSource(repo="owner/many"), "dataset").files) == 1_205
+    assert len(lister(hub)(HubSource(repo="owner/many"), "dataset").paths) == 1_205
 
 
 def test_a_gated_repository_is_listed_for_everybody(hub: Hub) -> None:
     hub.repos["owner/name"].gated = True
-    assert len(lister(hub)(SOURCE, "model").files) == 2
+    assert len(lister(hub)(SOURCE, "model").paths) == 2
 
 
 def test_a_private_repository_needs_the_token(hub: Hub) -> None:
     hub.repos["owner/name"].private = True
     with pytest.raises(MissingInputError, match="HF_TOKEN may not read it"):
         lister(hub)(SOURCE, "model")
-    assert len(lister(hub, hub_token=TOKEN)(SOURCE, "model").files) == 2
+    assert len(lister(hub, hub_token=TOKEN)(SOURCE, "model").paths) == 2
 
 
 @pytest.mark.parametrize("source", [HubSource(repo="owner/other"), HubSource(repo="owner/name", revision="v9")])

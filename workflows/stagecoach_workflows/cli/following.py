@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stagecoach.errors import UnavailableError
-from stagecoach_workflows.cli.report import console
+from stagecoach.terminal import console
 from stagecoach_workflows.workflow_state import NodeState, WorkflowState
 
 _POLL_SECONDS = 2.0
@@ -48,13 +48,13 @@ def follow(cluster: StateSource, name: str) -> int:
                 if time.monotonic() - heard_seconds > _MAX_SILENCE_SECONDS:
                     raise
         live.update(_table(state), refresh=True)
-    _console.print(f"{state.name}: {state.phase} {state.message}".rstrip(), highlight=False)
+    _console.print(f"{state.name}: {state.phase} {state.message}".rstrip())
     return state.exit_code
 
 
 def show_state(state: WorkflowState) -> None:
     """Print a workflow as it is now."""
-    _console.print(f"{state.name}: {state.phase} {state.message}".rstrip(), highlight=False)
+    _console.print(f"{state.name}: {state.phase} {state.message}".rstrip())
     _console.print(_table(state))
 
 

@@ -19,8 +19,9 @@ from stagecoach.recipe.recipe import Recipe
 from stagecoach.settings import Settings, child_environ
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
+from stagecoach.terminal import console
 from stagecoach_workflows.answers import Answer, read_answers
-from stagecoach_workflows.cli.report import console, show_answers, show_results
+from stagecoach_workflows.cli.report import show_answers, show_results
 from stagecoach_workflows.deployment import load_deployment
 from stagecoach_workflows.display import Display
 from stagecoach_workflows.docker import DockerLauncher
@@ -81,7 +82,7 @@ class LocalRun:
 
     def run(self, options: RunOptions, deployment_file: Path | None, images_file: Path | None) -> int:
         """Run the workflow, show how it goes, and return the exit code."""
-        _console.print(f"run {self.run_id} of {self.recipe.name} in {self.store.url}", highlight=False)
+        _console.print(f"run {self.run_id} of {self.recipe.name} in {self.store.url}")
         with Display(_console) as display:
             engine = make_engine(
                 self.recipe,
@@ -96,7 +97,7 @@ class LocalRun:
         record_end(self.store, self.run_id, outcome, self.runner)
         report = options.folder / "report.html"
         if write_report(self.store, self.run_id, report):
-            _console.print(f"report: {report}", highlight=False, soft_wrap=True)
+            _console.print(f"report: {report}", soft_wrap=True)
         if outcome.exit_code:
             _explain(outcome, options.folder)
         return outcome.exit_code

@@ -11,18 +11,12 @@ from rich.text import Text
 from stagecoach.plan_file import Plan
 from stagecoach.recipe.recipe import Recipe
 from stagecoach.storage.base import ObjectStore
+from stagecoach.terminal import visible
 from stagecoach_workflows.answers import Answer
 from stagecoach_workflows.bucket.releases import offer_outcome
 from stagecoach_workflows.summary import human_bytes, losses, results
 
 _SHOWN_ANSWERS = 3
-_PLAIN_WIDTH = 120  # of a log or a pipe, which have none
-
-
-def console() -> Console:
-    """Return a console for standard output: as wide as the terminal, or wide enough for a table where there is none."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=_PLAIN_WIDTH)
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -52,10 +46,8 @@ def show_results(console: Console, store: ObjectStore, plan: Plan, recipe: Recip
     console.print(table)
     named = [f"{label} {value:.4f}" for label, value in losses(found).items()]
     if named:
-        console.print(f"loss: {', '.join(named)}", highlight=False)
-    console.print(
-        f"exported model: {store.url.rstrip('/')}/{plan.tasks['export'].output}", highlight=False, soft_wrap=True
-    )
+        console.print(f"loss: {', '.join(named)}")
+    console.print(f"exported model: {store.url.rstrip('/')}/{plan.tasks['export'].output}", soft_wrap=True)
     outcome = offer_outcome(store, plan)
     if outcome is not None:
         console.print(Text(outcome.sentence(), style="yellow" if outcome.release.outcome == "refused" else "green"))
@@ -65,14 +57,13 @@ def show_answers(console: Console, answers: Sequence[Answer]) -> None:
     """Print three answers of the exported model, and how many of all are good."""
     console.print()
     for answer in answers[:_SHOWN_ANSWERS]:
-        console.print(Text(_last_message(answer.prompt), style="cyan"))
-        console.print(Text(f"  {answer.answer.strip()}"))
+        console.print(Text(visible(_last_message(answer.prompt)), style="cyan"))
+        console.print(Text(f"  {visible(answer.answer.strip())}"))
         ending = "stopped by itself" if answer.stopped else "did not stop"
         console.print(Text(f"  {answer.share:.0%} of the trained answer's tokens, {ending}", style="dim"))
     good = sum(answer.good for answer in answers)
     console.print(
         f"{good} of {len(answers)} training prompts answered with at least 80 % of the reference's tokens and a stop",
-        highlight=False,
     )
 
 

@@ -106,7 +106,8 @@ def plan(
 
     from stagecoach.settings import Settings
     from stagecoach.storage.open import open_store
-    from stagecoach_workflows.cli.report import console, show_plan
+    from stagecoach.terminal import console
+    from stagecoach_workflows.cli.report import show_plan
     from stagecoach_workflows.plan import make_plan
     from stagecoach_workflows.recipes_shipped import load_recipe
     from stagecoach_workflows.run_ids import new_run_id

@@ -17,8 +17,9 @@ from stagecoach.recipe.recipe import Recipe
 from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
+from stagecoach.terminal import console
 from stagecoach_workflows.cli.following import follow, show_state
-from stagecoach_workflows.cli.report import console, show_results
+from stagecoach_workflows.cli.report import show_results
 from stagecoach_workflows.deployment import load_deployment
 from stagecoach_workflows.recipes_shipped import load_recipe
 from stagecoach_workflows.run_ids import new_run_id

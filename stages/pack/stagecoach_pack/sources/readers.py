@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Protocol, cast
 from stagecoach.errors import DataError
 from stagecoach_pack.problems import RowProblem
 from stagecoach_pack.sources import strict_json
+from stagecoach_pack.sources.parquet_schema import readable_schema
 
 MAX_ROW_BYTES = 64 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
@@ -349,11 +350,12 @@ def _parquet_rows(file: DataFile, compression: str) -> Iterator[Row]:
             groups = (table.metadata.row_group(index) for index in range(table.num_row_groups))
             if sum(group.total_byte_size for group in groups) > _max_plain_bytes(file):
                 raise _bomb(file)
+            schema = readable_schema(table.schema_arrow, file.name)
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
-                for value in cast(Iterable[Any], batch.to_pylist()):
+                for value in cast(Iterable[Any], batch.cast(schema).to_pylist(maps_as_pydicts="strict")):
                     number += 1
                     yield number, value
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:  # KeyError: a map has a key twice
         raise DataError(
             f"{file.name}: expected a parquet file, got one that fails behind row {number}"
             f" ({str(error)[:160]}); download it again"
