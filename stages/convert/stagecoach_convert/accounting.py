@@ -38,9 +38,9 @@ def account_for(source: TensorSource, spec: ModelSpec) -> list[str]:
     wanted = {tensor.name: tensor.shape for tensor in hub_tensors(spec)}
     dropped = _dropped(source, spec, set(shapes) - set(wanted))
     problems = [
-        _listed("missing", set(wanted) - set(shapes)),
-        _listed("unknown", set(shapes) - set(wanted) - set(dropped)),
-        _listed(
+        listed("missing", set(wanted) - set(shapes)),
+        listed("unknown", set(shapes) - set(wanted) - set(dropped)),
+        listed(
             "of another shape",
             (
                 f"{name} (expected {wanted[name]}, got {shapes[name]})"
@@ -48,7 +48,7 @@ def account_for(source: TensorSource, spec: ModelSpec) -> list[str]:
                 if shapes.get(name, wanted[name]) != wanted[name]
             ),
         ),
-        _listed(
+        listed(
             "of a dtype that is not fp32, fp16 or bf16",
             (
                 f"{name} ({source.dtype(name)})"
@@ -85,7 +85,8 @@ def _equal(source: TensorSource, first: str, second: str) -> bool:
     return all(np.array_equal(one[at : at + step], other[at : at + step]) for at in range(0, one.shape[0], step))
 
 
-def _listed(what: str, names: Iterable[str]) -> str:
+def listed(what: str, names: Iterable[str]) -> str:
+    """Return ``2 missing: a, b``, the first few names sorted; nothing for no names."""
     found: Sequence[str] = sorted(names)
     if not found:
         return ""

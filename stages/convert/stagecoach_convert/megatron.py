@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from stagecoach.architectures.hf_names import hub_tensors
-from stagecoach.architectures.registry import ModelSpec
+from stagecoach.architectures.registry import FAMILIES, ModelSpec, native_tensors
 from stagecoach.errors import DataError
 from stagecoach.formats.tensor_file import Array
+from stagecoach_convert.accounting import listed
 from stagecoach_convert.pickle_reader import Namespace, PickledTensor, TorchFile
 from stagecoach_convert.torch_source import flat_tensors
 
@@ -60,7 +61,8 @@ class MegatronSource:
             config: A config.json that lies beside; None makes one from the arguments that the checkpoint stores.
 
         Raises:
-            DataError: A rank is missing, or its file is not one of the original system.
+            DataError: A rank is missing, its file is not one of the original system, or its tensors are not those that
+                the arguments describe; all are named.
         """
         self.origin = origin
         self._ranks = _open_ranks(list(names), path_of, origin)
@@ -71,7 +73,10 @@ class MegatronSource:
             raise DataError(
                 f"{origin}: expected {self._tp} x {self._pp} rank files, got {len(self._ranks)}; one is missing"
             )
-        rows = sum(self._tensors[tp, 0]["embedding.word_embeddings.weight"].shape[0] for tp in range(self._tp))
+        rows = sum(
+            part.shape[0] for tp in range(self._tp) if (part := self._tensors[tp, 0].get(_EMBEDDING)) and part.shape
+        )
+        rows = rows or num_tokens  # without any, all that is missing is named below
         self.config: dict[str, Any] = {
             **(self._config_of_arguments() if config is None else config),
             "vocab_size": min(rows, num_tokens),
@@ -81,12 +86,22 @@ class MegatronSource:
             raise DataError(
                 f"{origin}: expected layers that divide by {self._pp} pipeline stages, got {self._spec.num_layers}"
             )
+        if self._spec.qkv_bias or self._spec.qk_norm:
+            raise DataError(
+                f"{origin}: expected a Llama or Mistral model, as the original system trains no others, its"
+                f" config.json says {self._spec.family}"
+            )
+        self._shapes = {tensor.name: tensor.shape for tensor in native_tensors(self._spec)}
+        self._account_for(rows)
         self._hub = {tensor.name: tensor for tensor in hub_tensors(self._spec)}
         self._merged: OrderedDict[str, Array] = OrderedDict()
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Return every tensor's shape, by Hub name."""
-        return {name: tensor.shape for name, tensor in self._hub.items()}
+        """Return every tensor's shape, by Hub name; the last stage's copy of a tied embedding is the head."""
+        shapes = {name: tensor.shape for name, tensor in self._hub.items()}
+        if self._spec.tied_embeddings and _TIED_COPY in self._tensors[0, self._pp - 1]:
+            shapes[self._head] = self._shapes["embedding.weight"]
+        return shapes
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Return one tensor's dtype."""
@@ -95,10 +110,53 @@ class MegatronSource:
 
     def tensor(self, name: str) -> Array:
         """Return one tensor, merged."""
+        if name not in self._hub:
+            return self._native("head.weight")
         hub = self._hub[name]
         native = self._native(hub.native)
         rows = [native[start:end] for start, end in hub.native_rows]
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+    @property
+    def _head(self) -> str:
+        return FAMILIES[self._spec.family].tensors["head.weight"][0]
+
+    def _account_for(self, padded_vocab_size: int) -> None:
+        """Make sure that every rank's file holds what its place in the model asks for, and nothing else."""
+        missing, unknown, different = [], [], []
+        for (tp, stage), found in self._tensors.items():
+            wanted = self._rank_shapes(stage, padded_vocab_size)
+            where = f" of tensor rank {tp}, stage {stage}"
+            missing += [part + where for part in wanted.keys() - found.keys() - {_TIED_COPY}]
+            unknown += [part + where for part in found.keys() - wanted.keys()]
+            for part in wanted.keys() & found.keys():
+                is_as_on_rank_0 = found[part].dtype == self._tensors[0, stage].get(part, found[part]).dtype
+                if found[part].shape != wanted[part] or not is_as_on_rank_0:
+                    got = f"{found[part].dtype} {found[part].shape}"
+                    different.append(f"{part}{where} (expected {wanted[part]}, got {got})")
+        problems = [listed("missing", missing), listed("unknown", unknown), listed("of another form", different)]
+        if any(problems):
+            raise DataError(
+                f"{self.origin}: the checkpoint's arguments or config.json and its tensors contradict each other:"
+                f" {'; '.join(problem for problem in problems if problem)}"
+            )
+
+    def _rank_shapes(self, stage: int, padded_vocab_size: int) -> dict[str, tuple[int, ...]]:
+        """Return what a rank of a stage holds: name in the original -> its part's shape."""
+        shapes = dict(self._shapes)
+        if self._spec.tied_embeddings and self._pp > 1:
+            shapes["head.weight"] = shapes["embedding.weight"]
+        found: dict[str, tuple[int, ...]] = {}
+        for native, shape in shapes.items():
+            kind, part, at = self._place(native)
+            if at != stage:
+                continue
+            rows = padded_vocab_size if kind == "rows" else shape[0]
+            if kind == "columns":
+                found[part] = (rows, shape[1] // self._tp)
+            else:
+                found[part] = (rows if kind == "whole" else rows // self._tp, *shape[1:])
+        return found
 
     def _native(self, name: str) -> Array:
         """Return a tensor in the native layout, from all tensor ranks; the last few are kept, as q, k, v follow each
@@ -132,6 +190,8 @@ class MegatronSource:
         """Return how a native tensor is cut, its name in the original, and its pipeline stage."""
         if native in _ENDS:
             kind, part = _ENDS[native]
+            if native == "head.weight" and self._spec.tied_embeddings:
+                part = _TIED_COPY
             return kind, part, 0 if native == "embedding.weight" else self._pp - 1
         _, layer, rest = native.split(".", 2)
         per_stage = self._spec.num_layers // self._pp
@@ -168,9 +228,12 @@ class MegatronSource:
         return config
 
 
+_EMBEDDING = "embedding.word_embeddings.weight"
+#: A tied embedding once more, on the last of several pipeline stages.
+_TIED_COPY = "word_embeddings_for_head.weight"
 #: Native tensor -> how tensor ranks cut it, and its name in the original.
 _ENDS = {
-    "embedding.weight": ("rows", "embedding.word_embeddings.weight"),
+    "embedding.weight": ("rows", _EMBEDDING),
     "final_norm.weight": ("whole", "final_layernorm.weight"),
     "head.weight": ("rows", "lm_head"),
 }

@@ -6,6 +6,8 @@ import argparse
 import io
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +108,23 @@ def cut_layer(name: str, array: Array, tp: int, rank: int) -> Array:
 
 
 def original_files(
-    tp: int, pp: int, *, nested: bool, iteration: str = "release", padded: int = 384
+    tp: int,
+    pp: int,
+    *,
+    nested: bool,
+    iteration: str = "release",
+    padded: int = 384,
+    tied: bool = False,
+    change: Callable[[dict[str, Any], int, int], object] = lambda model, rank, stage: None,
 ) -> dict[str, bytes]:
-    """The rank files of one checkpoint; vocabulary padded, layers numbered from 0 on each stage."""
-    hub = hub_arrays(CONFIG)
+    """The rank files of one checkpoint; vocabulary padded, layers numbered from 0 on each stage.
+
+    ``change`` may do something to a rank's model, given tensor rank and stage.
+    """
+    hub = hub_arrays({**CONFIG, "tie_word_embeddings": tied})
     vocab = {
         name: np.concatenate([hub[name], np.repeat(hub[name][-1:], padded - 320, 0)])
-        for name in ("model.embed_tokens.weight", "lm_head.weight")
+        for name in ("model.embed_tokens.weight", "lm_head.weight")[: 1 if tied else 2]
     }
     arguments = argparse.Namespace(
         num_layers=4,
@@ -124,7 +136,7 @@ def original_files(
         layernorm_epsilon=1e-5,
         rope_theta=10_000.0,
         sliding_window_size=8,
-        tie_embed_logits=False,
+        tie_embed_logits=tied,
         params_dtype=torch.float32,
     )
     files = {"latest_checkpointed_iteration.txt": iteration.removeprefix("iter_").lstrip("0").encode()}
@@ -145,23 +157,100 @@ def original_files(
                 )
             if stage == pp - 1:
                 layers["final_layernorm.weight"] = torch.from_numpy(hub["model.norm.weight"].copy())
-                language_model["lm_head"] = torch.from_numpy(np.split(vocab["lm_head.weight"], tp)[rank].copy())
+                if not tied:
+                    language_model["lm_head"] = torch.from_numpy(np.split(vocab["lm_head.weight"], tp)[rank].copy())
             folder = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else "")
             content = {"iteration": iteration, "checkpoint_version": 3.0, "args": arguments}
-            files[f"{iteration}/{folder}/model_optim_rng.pt"] = _bytes(
-                {**content, "model": {"language_model": language_model}}
-            )
+            model: dict[str, Any] = {"language_model": language_model}
+            if tied and pp > 1 and stage == pp - 1:
+                copy = torch.from_numpy(np.split(vocab["model.embed_tokens.weight"], tp)[rank].copy())
+                model["word_embeddings_for_head"] = {"weight": copy}
+            change(model, rank, stage)
+            files[f"{iteration}/{folder}/model_optim_rng.pt"] = _bytes({**content, "model": model})
     return files
 
 
+_DENSE = "layers.1.attention.dense.weight"
+CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "missing": (
+        lambda model: model["transformer"].pop(_DENSE),
+        f"1 missing: {_DENSE} of tensor rank 1, stage 1",
+    ),
+    "unknown": (
+        lambda model: model["transformer"].update({"layers.0.attention.dense.bias": torch.zeros(32)}),
+        "1 unknown: layers.0.attention.dense.bias of tensor rank 1, stage 1",
+    ),
+    "a layer too many": (
+        lambda model: model["transformer"].update({"layers.2.input_layernorm.weight": torch.zeros(32)}),
+        "1 unknown: layers.2.input_layernorm.weight of tensor rank 1, stage 1",
+    ),
+    "another shape": (
+        lambda model: model["transformer"].update({_DENSE: torch.zeros(32, 15)}),
+        f"1 of another form: {_DENSE} of tensor rank 1, stage 1 (expected (32, 16), got float32 (32, 15))",
+    ),
+    "another dtype": (
+        lambda model: model["transformer"].update({_DENSE: torch.zeros(32, 16, dtype=torch.float16)}),
+        f"1 of another form: {_DENSE} of tensor rank 1, stage 1 (expected (32, 16), got float16 (32, 16))",
+    ),
+    "the head's rows": (
+        lambda model: model.update({"lm_head": torch.zeros(200, 32)}),
+        "lm_head of tensor rank 1, stage 1 (expected (192, 32), got float32 (200, 32))",
+    ),
+}
+"""What is done to one rank's model, and what is said."""
+
+
 class TestOriginalSystem:
-    @pytest.mark.parametrize(("tp", "pp", "nested"), [(1, 1, False), (2, 1, True), (1, 2, True), (2, 2, True)])
+    @pytest.mark.parametrize("nested", [False, True])
+    @pytest.mark.parametrize(("tp", "pp"), [(tp, pp) for tp in (1, 2) for pp in (1, 2, 4)])
     def test_the_same_native_model(self, tmp_path: Path, tp: int, pp: int, nested: bool) -> None:
         expected = native_arrays(_convert(tmp_path / "a", hub_directory(CONFIG)))
         found = native_arrays(_convert(tmp_path / "b", original_files(tp, pp, nested=nested), _trained_tokenizer()))
         for name, array in expected.items():
             # The tokenizer of this one has 320 ids with ChatML inside, so nothing grows; padding rows are gone.
             assert np.array_equal(found[name], array[:320] if array.shape[0] == 322 else array), name
+
+    @pytest.mark.parametrize("pp", [1, 2])
+    def test_a_tied_embedding_may_lie_on_the_last_stage_too(self, tmp_path: Path, pp: int) -> None:
+        expected = native_arrays(_convert(tmp_path / "a", hub_directory({**CONFIG, "tie_word_embeddings": True})))
+        made = _convert(tmp_path / "b", original_files(2, pp, nested=True, tied=True), _trained_tokenizer())
+        found = native_arrays(made)
+        assert sorted(found) == sorted(expected)
+        assert np.array_equal(found["embedding.weight"], expected["embedding.weight"][:320])
+        assert made.summary["dropped_tensors"] == pp - 1
+
+    def test_a_tied_embedding_that_differs_is_refused(self, tmp_path: Path) -> None:
+        def change(model: dict[str, Any], rank: int, stage: int) -> None:
+            if "word_embeddings_for_head" in model:
+                model["word_embeddings_for_head"]["weight"][0, 0] += 1
+
+        with pytest.raises(DataError, match=r"tie_word_embeddings true, but lm_head\.weight differs"):
+            _convert(tmp_path, original_files(1, 2, nested=True, tied=True, change=change), _trained_tokenizer())
+
+    @pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
+    def test_tensors_that_do_not_fit_are_named(
+        self, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+    ) -> None:
+        """Each on the rank 1 of the last stage alone."""
+
+        def on_one_rank(model: dict[str, Any], rank: int, stage: int) -> None:
+            if (rank, stage) == (1, 1):
+                change(model["language_model"])
+
+        with pytest.raises(DataError, match=re.escape(message)):
+            _convert(tmp_path, original_files(2, 2, nested=False, change=on_one_rank), _trained_tokenizer())
+
+    def test_no_model_at_all_is_refused(self, tmp_path: Path) -> None:
+        files = original_files(1, 1, nested=False, change=lambda model, rank, stage: model.clear())
+        with pytest.raises(
+            DataError, match=r"27 missing: embedding\.word_embeddings\.weight of tensor rank 0, stage 0"
+        ):
+            _convert(tmp_path, files, _trained_tokenizer())
+
+    def test_another_family_beside_it_is_refused(self, tmp_path: Path) -> None:
+        files = {**original_files(1, 1, nested=False), "config.json": json.dumps(CONFIGS["qwen2"]).encode()}
+        with pytest.raises(DataError, match=r"expected a Llama or Mistral model, .* its config.json says qwen2"):
+            _convert(tmp_path, files, _trained_tokenizer())
 
     def test_the_config_comes_from_the_stored_arguments(self, tmp_path: Path) -> None:
         native = _convert(tmp_path, original_files(2, 1, nested=True), _trained_tokenizer())

@@ -236,25 +236,31 @@ class TestBadInput:
 
 
 class _FullStore(MemoryStore):
-    """A disk that has room for the inputs and one object more."""
+    """A disk that has room for the inputs and some bytes more."""
 
-    room: int | None = None
+    room_bytes: int | None = None
 
     @contextmanager
     def create(self, key: str) -> Iterator[Write]:
         with super().create(key) as write:
 
             def write_while_there_is_room(data: bytes | memoryview) -> None:
-                if self.room == 0:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), key)
+                if self.room_bytes is not None:
+                    if len(data) > self.room_bytes:
+                        write(data[: self.room_bytes])
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), key)
+                    self.room_bytes -= len(data)
                 write(data)
 
             yield write_while_there_is_room
-        self.room = None if self.room is None else self.room - 1
 
 
+@pytest.mark.parametrize("room_bytes", [1_000, 50_000])
 @pytest.mark.parametrize("stage", ["convert", "shard", "export"])
-def test_a_disk_that_fills_in_the_middle_leaves_nothing_that_counts(tmp_path: Path, stage: str) -> None:
+def test_a_disk_that_fills_in_the_middle_leaves_nothing_that_counts(
+    tmp_path: Path, stage: str, room_bytes: int
+) -> None:
+    """In the first file of weights, a little after its beginning and near its end."""
     store = _FullStore()
     pipeline = Pipeline(store, tmp_path)
     model = pipeline.finish("sources/models/m-1/", hub_directory(MISTRAL))
@@ -267,12 +273,12 @@ def test_a_disk_that_fills_in_the_middle_leaves_nothing_that_counts(tmp_path: Pa
         "export": lambda: pipeline.export(trained, native, tokenizer),
     }
     before = {info.key for info in store.list("") if info.key.endswith("manifest.json")}
-    store.room = 1
+    store.room_bytes = room_bytes
     with pytest.raises(OSError, match="No space left"):
         runs[stage]()
     assert {info.key for info in store.list("") if info.key.endswith("manifest.json")} == before
     assert list((tmp_path / "out").iterdir()) == []
-    store.room = None
+    store.room_bytes = None
     assert len(runs[stage]().names()) >= 2
 
 
