@@ -2,7 +2,8 @@
 
     python benchmarks/bench_gpu.py [--rows data_parallel,..] [--attention fa4]
 
-Writes ``results/gpu-<row>.json``, closes with one line of ``key=value`` figures, and exits 1 below a floor of ``floors.toml``.
+Writes ``results/gpu-<card>-<row>-<attention>.json``, closes with one line of ``key=value`` figures, and exits 1 below a
+floor of ``floors.toml``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
+
+from gpu_workload import PEAK_FLOPS
 
 HERE = Path(__file__).parent
 STUDY_PEER_MFU = 0.411
@@ -71,7 +74,7 @@ def main() -> int:
                 failures.append(f"{row}: {error}")
                 continue
         result = {"ours": ours, "peer": peer if row in AGAINST_PEER else None, "attention": backend}
-        (HERE / "results" / f"gpu-{row}-{backend}.json").write_text(json.dumps(result, indent=1) + "\n")
+        _result_file(row, backend, ours["device"]).write_text(json.dumps(result, indent=1) + "\n")
         for name in FIGURES:
             if name in ours:
                 figures[f"{row}_{name}"] = ours[name]
@@ -86,6 +89,12 @@ def main() -> int:
         print(f"not good enough: {failure}")
     print(" ".join(f"{name}={value}" for name, value in figures.items()))
     return 1 if failures else 0
+
+
+def _result_file(row: str, backend: str, device: str) -> Path:
+    """Name the results after the card, so that those of one card never replace another's."""
+    card = next((name.lower() for name in PEAK_FLOPS if name in device), "unknown")
+    return HERE / "results" / f"gpu-{card}-{row}-{backend}.json"
 
 
 def _below(floors: dict[str, Any], figures: dict[str, float]) -> list[str]:

@@ -18,7 +18,9 @@ ROWS = {
     "tensor_parallel-fa4": "TP 2 asynchronous, 16k packs, flash-attn-4",
     "tensor_parallel-stock": "TP 2 asynchronous, 16k packs, stock torch",
     "forty_gb-fa4": "TP 2 x 16 layers below 38 GB, flash-attn-4",
-    "one_gpu-fa4": "one GPU, 8 layers, flash-attn-4",
+    "one_gpu-fa4": "one H100, 8 layers, flash-attn-4",
+    "h200-one_gpu-fa4": "one H200, 8 layers, flash-attn-4",
+    "h200-one_gpu-stock": "one H200, 8 layers, stock torch",
 }
 PEER = "peer: transformers + FSDP2"
 WIDTH, LEFT, BAR, GAP = 760, 330, 22, 10
@@ -37,7 +39,7 @@ def drawn(bars: list[tuple[str, float, bool]]) -> str:
     scale = (WIDTH - LEFT - 80) / 0.65
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">',
-        "<title>Model FLOPs utilisation of training steps, H100 80GB</title>",
+        "<title>Model FLOPs utilisation of training steps, H100 80GB where not said otherwise</title>",
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
     ]
     for number, (what, mfu, ours) in enumerate(bars):
