@@ -35,18 +35,20 @@ class StateSource(Protocol):
 def follow(cluster: StateSource, name: str) -> int:
     """Show a workflow until it ends and return the run's exit code; short silences of the cluster do not matter."""
     heard_seconds = time.monotonic()
-    state = cluster.state(name)
+    state: WorkflowState | None = None
     with Live(console=_console, auto_refresh=False) as live:
-        while not state.ended:
-            if _console.is_terminal:
-                live.update(_table(state), refresh=True)
-            time.sleep(_POLL_SECONDS)
+        while True:
             try:
                 state = cluster.state(name)
                 heard_seconds = time.monotonic()
             except UnavailableError:
                 if time.monotonic() - heard_seconds > _MAX_SILENCE_SECONDS:
                     raise
+            if state is not None and state.ended:
+                break
+            if state is not None and _console.is_terminal:
+                live.update(_table(state), refresh=True)
+            time.sleep(_POLL_SECONDS)
         live.update(_table(state), refresh=True)
     _console.print(f"{state.name}: {state.phase} {state.message}".rstrip())
     return state.exit_code
