@@ -11,7 +11,7 @@ folder=$(cd "$folder" && pwd)
 : > "$folder/jobs"
 trap 'cut -f 2 "$folder/jobs" | xargs -r scancel' ERR  # never half a run
 
-STAGECOACH_ARTIFACTS=$folder/plan/artifacts python -m stagecoach_workflows.plan --store=s3://stagecoach --recipe-base64="$(< "$here/recipe.base64")" --set= --run="$run" --workflow=stagecoach-mistral-7b-4xa100-1ec4ce718e --created=0 --runner=slurm
+STAGECOACH_ARTIFACTS=$folder/plan/artifacts python -m stagecoach_workflows.plan --store=s3://stagecoach --recipe-base64="$(< "$here/recipe.base64")" --set= --run="$run" --workflow=stagecoach-mistral-7b-4xa100-7ea5216f21 --created=0 --runner=slurm
 
 plan() { cat "$folder/plan/artifacts/$1"; }
 declare -A after  # task -> ids of the jobs that have to end well before its readers start
