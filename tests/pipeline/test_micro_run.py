@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,18 +54,49 @@ def test_it_learns(micro: MicroWork) -> None:
     assert trained.summary["last_loss"] < trained.summary["first_loss"]
 
 
-def test_the_export_loads_in_transformers(micro: MicroWork) -> None:
+@pytest.fixture
+def hub(micro: MicroWork) -> Path:
+    """The export's files under their names, as on the Hub."""
     exported = micro.manifest("export")
     assert exported is not None
     folder = micro.folder / "hub"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for name, entry in exported.objects.items():
         micro.store.get_file(entry.path, folder / name)
+    return folder
+
+
+def test_the_export_loads_in_transformers(micro: MicroWork, hub: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", LOAD, str(folder)], env=micro.environment(), capture_output=True, text=True, check=False
+        [sys.executable, "-c", LOAD, str(hub)], env=micro.environment(), capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["mistral", "59552", "<|im_end|>"]
+
+
+def test_the_model_card_tells_data_recipe_losses_and_how_to_run_it(micro: MicroWork, hub: Path) -> None:
+    card = (hub / "README.md").read_text(encoding="utf-8")
+    packed, trained = micro.manifest("pack"), micro.manifest("train")
+    assert packed is not None and trained is not None
+    sections = re.split(r"^## ", card, flags=re.MULTILINE)
+    data, training, losses, run_it = sections[1:]
+    assert [section.split("\n")[0] for section in sections[1:]] == ["Data", "Training", "Losses", "Run it"]
+    assert f"| conversations from demo | {packed.summary['sources']['demo']:,} |" in data
+    assert f"| trained tokens (answers) | {packed.summary['num_trained_tokens']:,} |" in data
+    for field in ("lr", "packs_per_step", "seed", "layout"):
+        assert f"| {field} | " in training
+    curve, table = losses.split("```")[1], losses.split("```")[2]
+    assert len(curve.strip()) == trained.summary["last"]
+    rows = [line.strip("| ").split(" | ") for line in table.strip().split("\n")]
+    assert rows[0] == ["step", "training loss since the row above", "held-out loss", "held-out next-token accuracy"]
+    assert (rows[2][0], rows[-1][0]) == ("0", str(trained.summary["last"]))
+    assert float(rows[-1][2]) == pytest.approx(trained.summary["heldout_last"]["loss"], abs=1e-3)
+    assert "vllm serve ." in run_it and "llama-cli -m model.gguf --jinja" in run_it
+    python = run_it.split("```python\n")[1].split("```")[0]
+    result = subprocess.run(
+        [sys.executable, "-c", python], cwd=hub, env=micro.environment(), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_same_command_again_starts_no_stage(micro: MicroWork) -> None:
