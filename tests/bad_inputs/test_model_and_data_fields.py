@@ -53,6 +53,7 @@ FIELDS: Rows = (
         ),
     ),
     ("model.source.num_layers", 0, "model.source.num_layers: expected a number above 0, got '0'"),
+    ("model.source.num_layers", 10**9, "model.source.num_layers: expected a number of at most 10000, got '1000000000'"),
     (
         "model.source.num_heads",
         3,

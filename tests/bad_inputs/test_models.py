@@ -110,6 +110,7 @@ CONFIGURATIONS: dict[str, tuple[bytes, tuple[str, ...]]] = {
         for name, change, words in (
             ("another family", {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, ("gpt2",)),
             ("no layers", {"num_hidden_layers": 0}, ("num_hidden_layers",)),
+            ("a billion layers", {"num_hidden_layers": 10**9}, ("num_layers", "at most 10000, got 1000000000")),
             ("layers as a text", {"num_hidden_layers": "three"}, ("num_hidden_layers", "three")),
             ("negative width", {"hidden_size": -32}, ("hidden_size",)),
             ("heads that do not divide", {"num_attention_heads": 5}, ("num_attention_heads",)),

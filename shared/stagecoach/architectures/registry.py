@@ -26,6 +26,8 @@ TensorKind = Literal["embedding", "norm", "head_norm", "qkv", "output", "gate_up
 """What a native tensor is, which decides how it is cut: ``head_norm`` is a norm over one head's dimensions
 (q/k norms)."""
 
+_MAX_LAYERS = 10_000
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
@@ -82,6 +84,8 @@ class ModelSpec:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise DataError(f"model dimension {name}: expected a whole number of at least 1, got {value!r}")
+        if self.num_layers > _MAX_LAYERS:  # every tensor is listed by name, before any work
+            raise DataError(f"model dimension num_layers: expected at most {_MAX_LAYERS}, got {self.num_layers}")
         if self.num_heads % self.num_kv_heads:
             raise DataError(
                 "model dimensions: expected key/value heads that divide the query heads, got"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from stagecoach.recipe.base import Section, result
 
@@ -23,7 +23,7 @@ class SeedModel(Section):
     """Width of the residual stream."""
     intermediate_size: PositiveInt = result(384)
     """Width inside the MLP."""
-    num_layers: PositiveInt = result(2)
+    num_layers: Annotated[int, Field(gt=0, le=10_000)] = result(2)
     """Transformer blocks."""
     num_heads: PositiveInt = result(4)
     """Query heads; they divide `hidden_size`."""
