@@ -113,11 +113,23 @@ class Labeller:
         try:
             if encoded is None:
                 encoded = self._tokenizer.encode(rendered.text, rendered.literal)
+            self._check_controls(rendered, encoded)
             return self._labelled(rendered, encoded)
         except RowProblem as problem:
             return problem
         except ValueError as error:
             return RowProblem("not encodable", "", "text that the tokenizer can encode", str(error))
+
+    def _check_controls(self, rendered: Rendered, encoded: Encoded) -> None:
+        """Refuse content that becomes a control token once it is normalised, such as one in full-width letters."""
+        if self._tokenizer.splits_hard:
+            return
+        expected = len(self._tokenizer.control_pattern.findall(rendered.text))
+        found = int(np.isin(encoded.ids, list(self._tokenizer.control_ids.values())).sum())
+        if found > expected:
+            raise RowProblem(
+                "control string", "", f"content that makes none of the {expected} control tokens", f"{found} of them"
+            )
 
     def _labelled(self, rendered: Rendered, encoded: Encoded) -> Labelled:
         trained = np.zeros(len(encoded.ids), np.bool_)

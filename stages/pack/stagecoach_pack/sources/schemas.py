@@ -69,7 +69,8 @@ def detect_format(row: Any, columns: Mapping[str, str]) -> RowFormat:
             return "prompt_completion"
         if {"question", "response"} <= keys:
             return "openorca"
-        if isinstance(texts := row.get(columns.get("data", "data")), list) and all(isinstance(t, str) for t in texts):
+        texts = row.get(columns.get("data", "data"))
+        if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
             return "alternating"
     known = "; ".join(f"{name}: {keys}" for name, keys in _EXPECTED_KEYS.items())
     found = list(row) if isinstance(row, dict) else row

@@ -249,5 +249,6 @@ def test_alternating_rows_that_hold_something_else_are_problems() -> None:
         read({"data": ["u", 5]}, format="alternating")
     with pytest.raises(RowProblem, match="data: expected a list, found 'u'"):
         read({"data": "u"}, format="alternating")
-    with pytest.raises(RowProblem, match="expected one of the schemas"):
-        read({"data": ["u", {"role": "user"}]})
+    for texts in (["u", {"role": "user"}], []):  # an empty list would decide for all rows behind it
+        with pytest.raises(RowProblem, match="expected one of the schemas"):
+            read({"data": texts})
