@@ -11,7 +11,7 @@ Directory store: ``cp`` of the stage's input to its output's disk, ``sync`` of t
 the whole stage: it checks its input, writes its output and hashes it. S3 (a SeaweedFS started for each stage): the store's own
 ``get_file`` of the input and ``put_file`` of as many bytes, against the stage. Peer, in the same run: transformers' load
 and ``save_pretrained``. Memory is the peak of RssAnon: mapped files are not counted.
-Disk: 7 times the weights (28 GB) with S3, 3 times without.
+Disk: 6 times the weights (24 GB) with S3, 3 times without.
 """
 
 from __future__ import annotations

@@ -146,13 +146,14 @@ def upload_in_parts(calls: S3Calls, full: str, options: S3Options) -> Iterator[S
 def next_part_bytes(size_bytes: int, part_bytes: int) -> int:
     """Return the size of the part that follows ``size_bytes`` of an object whose end nobody knows.
 
-    It grows after 1,000 parts, so that the 10,000 that S3 allows hold the 5 TiB that it allows.
+    It grows after 1,000 parts, in steps so that buffers can be used again, and so that the 10,000 parts that S3 allows
+    hold the 5 TiB that it allows.
 
     Examples:
-        >>> next_part_bytes(999 * 16, 16), next_part_bytes(2_000 * 16, 16)
-        (16, 32)
+        >>> next_part_bytes(1_000 * 16, 16), next_part_bytes(1_001 * 16, 16), next_part_bytes(2_001 * 16, 16)
+        (16, 32, 48)
     """
-    return max(part_bytes, size_bytes // _PARTS_OF_BASE_SIZE)
+    return part_bytes * max(1, -(-size_bytes // (part_bytes * _PARTS_OF_BASE_SIZE)))
 
 
 class PartsWriter:

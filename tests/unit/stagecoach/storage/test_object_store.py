@@ -209,7 +209,11 @@ class TestObjectStore:
     def test_a_key_that_not_every_store_can_hold_is_refused(self, store: ObjectStore, key: str) -> None:
         with pytest.raises(ConfigError, match="expected a relative path"):
             store.put(key, b"")
-        for read in (store.head, store.get, store.local_path, lambda k: store.put_if_absent(k, b"")):
+        for read in (
+            *(store.head, store.get, store.local_path),
+            lambda k: store.put_if_absent(k, b""),
+            lambda k: store.create(k).__enter__(),
+        ):
             with pytest.raises(ConfigError):
                 read(key)
         with pytest.raises(ConfigError):
