@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from stagecoach.recipe.data import RowFormat
 from tests.bad_inputs.recipe_fields import NAME, REMOVED, Rows, ids, refuse_field
 
+FORMATS = get_args(RowFormat)
 FIELDS: Rows = (
     ("name", "Micro", f"name: recipe name: {NAME}, got 'Micro'"),
     ("name", "a b", f"name: recipe name: {NAME}, got 'a b'"),
@@ -168,10 +170,7 @@ FIELDS: Rows = (
     (
         "data.sources.0.format",
         "csv",
-        (
-            "data.sources.0.format: expected 'auto', 'messages', 'sharegpt', 'alpaca', 'prompt_completion', "
-            "'input_output', 'openorca' or 'alternating', got 'csv'"
-        ),
+        f"data.sources.0.format: expected {', '.join(map(repr, FORMATS[:-1]))} or {FORMATS[-1]!r}, got 'csv'",
     ),
     (
         "data.sources.0.prepare",

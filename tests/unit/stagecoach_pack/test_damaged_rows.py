@@ -1,6 +1,6 @@
 """Chat files with something wrong in them, through reading, rendering and labelling: an error or a counted row, always.
 
-Each kind of damage is done to ten files or more: six schemas, as JSON lines and as an array. No row may vanish: what was read is
+Each kind of damage is done to ten files or more: every schema, as JSON lines and as an array. No row may vanish: what was read is
 usable, bad with a reason, or the whole source is refused in one sentence.
 """
 
@@ -133,11 +133,11 @@ def encoded(rows: list[str], *, as_array: bool) -> bytes:
 
 @pytest.mark.parametrize("damage", OF_ROWS)
 def test_one_bad_row_is_counted_and_the_others_are_read(tmp_path: Path, damage: str) -> None:
-    for seed in range(12):
+    for seed in range(2 * len(SCHEMAS)):
         draw = random.Random(f"{damage} {seed}")
-        rows = [json.dumps(SCHEMAS[seed % 6](n)) for n in range(NUM_ROWS)]
-        rows[NUM_ROWS // 2] = OF_ROWS[damage](SCHEMAS[seed % 6](99), draw)
-        as_array = seed >= 6
+        rows = [json.dumps(SCHEMAS[seed % len(SCHEMAS)](n)) for n in range(NUM_ROWS)]
+        rows[NUM_ROWS // 2] = OF_ROWS[damage](SCHEMAS[seed % len(SCHEMAS)](99), draw)
+        as_array = seed >= len(SCHEMAS)
         found = looked_at(tmp_path, "a.json", encoded(rows, as_array=as_array))
         if isinstance(found, str):  # nobody can say where a broken item of an array ends
             assert as_array, found
@@ -150,10 +150,10 @@ def test_one_bad_row_is_counted_and_the_others_are_read(tmp_path: Path, damage: 
 
 @pytest.mark.parametrize("damage", OF_FILES)
 def test_a_damaged_file_is_refused_or_its_bad_rows_are_counted(tmp_path: Path, damage: str) -> None:
-    for seed in range(12):
+    for seed in range(2 * len(SCHEMAS)):
         draw = random.Random(f"{damage} {seed}")
-        rows = [json.dumps(SCHEMAS[seed % 6](n), ensure_ascii=False) for n in range(NUM_ROWS)]
-        data = OF_FILES[damage](encoded(rows, as_array=seed >= 6), draw)
+        rows = [json.dumps(SCHEMAS[seed % len(SCHEMAS)](n), ensure_ascii=False) for n in range(NUM_ROWS)]
+        data = OF_FILES[damage](encoded(rows, as_array=seed >= len(SCHEMAS)), draw)
         found = looked_at(tmp_path, "a.json", data)
         if isinstance(found, str):
             assert found.startswith(("a.json: ", "data source s: expected usable rows")), found
@@ -163,9 +163,11 @@ def test_a_damaged_file_is_refused_or_its_bad_rows_are_counted(tmp_path: Path, d
             assert read == usable + bad
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(2 * len(SCHEMAS)))
 def test_a_file_that_is_not_what_its_ending_says_is_refused(tmp_path: Path, seed: int) -> None:
-    data = encoded([json.dumps(SCHEMAS[seed % 6](n)) for n in range(NUM_ROWS)], as_array=seed >= 6)
+    data = encoded(
+        [json.dumps(SCHEMAS[seed % len(SCHEMAS)](n)) for n in range(NUM_ROWS)], as_array=seed >= len(SCHEMAS)
+    )
     packed = gzip.compress(data, mtime=0)
     cases = {
         "a.jsonl.gz": (data, packed[: -1 - seed], packed[:12] + bytes([255]) + packed[13:]),
