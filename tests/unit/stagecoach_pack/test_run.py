@@ -217,6 +217,12 @@ def test_the_description_says_what_the_packs_were_made_with(tmp_path: Path) -> N
     assert description["files"] == ["a/x.jsonl"]
 
 
+def test_the_log_says_how_many_examples_were_saved_where(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        pack_run(tmp_path, {"a": {"x.jsonl": json_lines(*rows(7), *rows(3))}}, heldout_num=2, pack_tokens=4096)
+    assert f"Saved 7 examples to file://{tmp_path}/store/packed/d/" in [record.message for record in caplog.records]
+
+
 def test_scratch_is_empty_afterwards_also_after_an_error(tmp_path: Path) -> None:
     pack_run(tmp_path / "good", {"a": {"x.jsonl": json_lines(*rows(3))}})
     with pytest.raises(DataError):

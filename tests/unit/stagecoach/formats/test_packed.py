@@ -99,6 +99,34 @@ def test_the_split_knows_its_sizes_and_costs(folder: Folder) -> None:
     assert split.document_hashes[0] == "000102030405060708090a0b0c0d0e0f"
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="asks Linux which pages were read")
+def test_reading_one_pack_touches_only_its_bytes(folder: Folder) -> None:
+    pack_tokens, num_packs = 65_536, 64  # 8 MiB of tokens
+    documents, packs = np.zeros(num_packs, DOCUMENT), np.zeros(num_packs, PACK)
+    documents["first_token"], documents["num_tokens"] = np.arange(num_packs) * pack_tokens, pack_tokens
+    packs["first_document"], packs["num_documents"], packs["num_tokens"] = np.arange(num_packs), 1, pack_tokens
+    split = {"num_packs": num_packs, "num_documents": num_packs, "num_tokens": num_packs * pack_tokens}
+    description = {**DESCRIPTION, "pack_tokens": pack_tokens, "splits": {"train": split}}
+    folder.path("packed.json").write_text(json.dumps(description))
+    for name, data in (("documents.bin", documents.tobytes()), ("packs.bin", packs.tobytes())):
+        folder.path(f"train/{name}").write_bytes(data)
+    folder.path("train/tokens.bin").write_bytes(bytes(2 * num_packs * pack_tokens))
+    folder.path("train/trained.bits").write_bytes(bytes(num_packs * pack_tokens // 8))
+    opened = PackedSplit.open(folder, "train")
+    before = resident_bytes(folder.path("train/tokens.bin"))
+    assert len(opened.pack(40).tokens) == pack_tokens
+    read = resident_bytes(folder.path("train/tokens.bin")) - before
+    assert before == 0
+    assert 2 * pack_tokens <= read <= 2 * pack_tokens + 2 * 65_536  # the kernel maps 64 KiB around a page
+
+
+def resident_bytes(file: Path) -> int:
+    """Return how much of this process's mapping of a file was touched."""
+    text = Path("/proc/self/smaps").read_text(encoding="utf-8")
+    mapped = text[text.index(str(file)) :]
+    return 1024 * int(mapped[mapped.index("\nRss:") :].split()[1])
+
+
 def test_a_document_is_traced_to_its_row(folder: Folder) -> None:
     split = PackedSplit.open(folder, "train")
     assert split.trace(0) == {

@@ -244,6 +244,21 @@ def test_nothing_of_a_row_is_lost_in_silence(row: dict[str, Any], sentence: str)
         read(row)
 
 
+def test_columns_of_mixed_types_are_read_whatever_the_first_rows_hold() -> None:
+    """A reader that takes the types of its columns from the first rows fails on the third of these, or loses it."""
+    call = {"name": "f", "arguments": {"x": [1, "2", None]}}
+    contents: list[Any] = ["text", "text", [{"type": "text", "text": "a"}, "b"], None, ""]
+    arguments: list[Any] = ["{}", '{"x": 1}', {"x": 1}, {"x": "1"}, call["arguments"]]
+    reader = RowReader(DataSource(name="s", source=EmbeddedSource()), "messages")
+    found = []
+    for content, given in zip(contents, arguments, strict=True):
+        calls = [{"type": "function", "id": 5, "function": {**call, "arguments": given}}]
+        row = {"id": len(found), "messages": [{"role": "assistant", "content": content, "tool_calls": calls}]}
+        (message,) = reader.read(row).messages
+        found.append((message["content"], message["tool_calls"][0]["function"]["arguments"]))
+    assert found == [("text", {}), ("text", {"x": 1}), ("ab", {"x": 1}), ("", {"x": "1"}), ("", {"x": [1, "2", None]})]
+
+
 def test_alternating_rows_that_hold_something_else_are_problems() -> None:
     with pytest.raises(RowProblem, match=r"data\[1\]: expected text, found 5"):
         read({"data": ["u", 5]}, format="alternating")

@@ -9,6 +9,8 @@ import pytest
 
 from stagecoach_workflows.cli.main import app
 
+REAL = Path(__file__).parents[5] / "shared" / "data" / "chat"
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -28,6 +30,22 @@ def test_preview_shows_ids_on_request_and_downloads_nothing_twice(work: str, cap
     assert "<s>\u00b71 <|im_start|>\u00b7" in found.out
     assert app(["preview", "micro", "--rows", "1", "--work", work]) == 0
     assert "download" not in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/chat")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("glaive_toolcall_en_demo.json", "<tool_call>\n{"), ("alpaca_en_demo.json", "<|im_start|>assistant\n")],
+)
+def test_real_files_are_checked_and_shown(name: str, words: str, work: str, capfd: pytest.CaptureFixture[str]) -> None:
+    source = f"data={{name: real, sources: [{{name: real, source: {{kind: directory, path: {REAL / name}}}}}]}}"
+    assert app(["check", "micro", "--work", work, "--set", source]) == 0
+    assert "sources: 1 files" in capfd.readouterr().out
+    assert app(["preview", "micro", "--rows", "20", "--work", work, "--set", source]) == 0
+    shown = capfd.readouterr().out
+    assert [f"real/{name}: row {row}: " in shown for row in range(1, 21)] == [True] * 20
+    assert words in shown
+    assert " 0 trained" not in shown
 
 
 def test_statistics_count_files_and_folders(work: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

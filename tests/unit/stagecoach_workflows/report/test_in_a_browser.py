@@ -13,10 +13,12 @@ from stagecoach_workflows.report.compare_page import compare_page
 from stagecoach_workflows.report.facts import gather
 from stagecoach_workflows.report.page import run_page
 from tests.browser import Browser, find_browser, running_browser
+from tests.unit.stagecoach_pack.packing_runs import json_lines, pack_run
 from tests.unit.stagecoach_workflows.report.runs import EVIL, write_run
 
 pytestmark = pytest.mark.xdist_group("browser")
 LONG = "A word andthenonethatislongerthananyscreenofanyphoneiswideandgoesonandonandonandon. " * 12
+ANSWER = {"role": "assistant", "content": "An answer."}
 FIRST, SECOND = "20261125T013000Z-first", "20261125T023000Z-second"
 
 
@@ -36,6 +38,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_run(store, folder, SECOND, text=EVIL, lr=2e-3)
     first, second = gather(store, FIRST), gather(store, SECOND)
     made = {"run": run_page(first), "compare": compare_page(first, second, compare_runs(store, FIRST, SECOND))}
+    talks = [{"messages": [{"role": "user", "content": text}, ANSWER]} for text in (EVIL, LONG, *map(str, range(400)))]
+    packed = pack_run(folder / "pack", {"a": {"x.jsonl": json_lines(*talks)}, "b": {"y.jsonl": json_lines(*talks[:9])}})
+    made["pack"] = packed.read_bytes("report.html")
     for name, data in made.items():
         (folder / f"{name}.html").write_bytes(data)
     return {name: folder / f"{name}.html" for name in made}
@@ -43,7 +48,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["run", "compare"])
+@pytest.mark.parametrize("name", ["run", "compare", "pack"])
 def test_everything_can_be_read(browser: Browser, pages: dict[str, Path], name: str, width: int, dark: bool) -> None:
     """No text lies over another, is too small or too pale, and nothing is wider than the window."""
     look = browser.look(pages[name], width=width, dark=dark)
