@@ -110,6 +110,20 @@ def test_a_gradient_alone_that_is_not_finite_skips_the_step(monkeypatch: pytest.
     assert all(np.array_equal(before[key], after[key]) for key in before)
 
 
+def test_a_loss_alone_that_is_not_finite_skips_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients are fine, as where only the sum of the losses overflows."""
+    engine = engine_of()
+    before = assemble(SPEC, engine.state_pieces())
+    forward_backward = engine.pipeline.forward_backward
+    monkeypatch.setattr(engine.pipeline, "forward_backward", lambda streams: forward_backward(streams) + torch.inf)
+    batches = [micro_batch(0), micro_batch(1)]
+    result = engine.train_step(batches, sum(batch.num_targets for batch in batches), 1e-3)
+    assert result.skipped
+    assert np.isfinite(result.grad_norm)
+    after = assemble(SPEC, engine.state_pieces())
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
 def test_clipping_scales_a_long_gradient_down_and_never_a_short_one_up() -> None:
     """Adam divides by the gradient's size, so losses and weights would hardly show it; the moments do."""
 
