@@ -250,7 +250,7 @@ def test_columns_of_mixed_types_are_read_whatever_the_first_rows_hold() -> None:
     contents: list[Any] = ["text", "text", [{"type": "text", "text": "a"}, "b"], None, ""]
     arguments: list[Any] = ["{}", '{"x": 1}', {"x": 1}, {"x": "1"}, call["arguments"]]
     reader = RowReader(DataSource(name="s", source=EmbeddedSource()), "messages")
-    found = []
+    found: list[tuple[str, Any]] = []
     for content, given in zip(contents, arguments, strict=True):
         calls = [{"type": "function", "id": 5, "function": {**call, "arguments": given}}]
         row = {"id": len(found), "messages": [{"role": "assistant", "content": content, "tool_calls": calls}]}
