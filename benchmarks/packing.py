@@ -5,9 +5,9 @@
 Documents are lognormal with mean 1,010 tokens, as many as the seed system's mixture has (78,385), and a million.
 Peers (`packers.py`): the seed's next-fit over documents sorted by falling length (one slot kept for a separator), TRL's
 "bfd" and "wrapped" as its trainer calls them, a thousand documents at a time (as many packs as `trl` 1.16.0 makes of
-the same documents, and as ours if it is given all as one batch: compared), first-fit over eight open packs, and next-fit in order of arrival. The imbalance is the
-excess of the dearest of four ranks over the mean in a micro-step, with one pack a micro-batch and 32 packs a step,
-shared as training shares them.
+the same documents, and as ours if it is given all as one batch: compared), first-fit over eight open packs, and
+next-fit in order of arrival. The imbalance is the excess of the dearest of four ranks over the mean in a micro-step,
+with one pack a micro-batch and 32 packs a step, shared as training shares them.
 """
 
 from __future__ import annotations
