@@ -187,7 +187,7 @@ def _resources(kind: str, shape: Shape) -> Resources:
     if kind == "train":
         return _train_resources(shape)
     if kind in ("convert", "shard", "export"):
-        # the input lies on scratch: convert's may be fp32, twice the 16-bit weights; export's has fp32 masters beside them
+        # the input lies on scratch: convert's may be fp32, twice the 16-bit weights; export's has no moments, but masters
         times = 4 if kind == "export" else 2.5
         return Resources(
             cpu=0.25 if small else 2, memory_gib=1 if small else 8, scratch_gib=_round_up(2 + times * size_gib)

@@ -296,13 +296,15 @@ class CheckpointReader:
         Returns:
             fp32; or the weight's own dtype where that is fp64, or where bf16 is all that is stored.
         """
+        parts = [self.read(name, kind, rows, cols) for kind in self.master_kinds(name)]
+        return parts[0] if len(parts) == 1 else join_master(*parts)
+
+    def master_kinds(self, name: str) -> tuple[Kind, ...]:
+        """Return what ``read_master`` reads of a tensor: the master, the weight and its remainder, or the weight."""
         kinds = self.index.kinds(name)
         if "master" in kinds:
-            return self.read(name, "master", rows, cols)
-        weight = self.read(name, "weight", rows, cols)
-        if "master_remainder" in kinds:
-            return join_master(weight, self.read(name, "master_remainder", rows, cols))
-        return weight
+            return ("master",)
+        return ("weight", "master_remainder") if "master_remainder" in kinds else ("weight",)
 
     def _pieces(self, name: str, kind: Kind) -> tuple[StoredPiece, ...]:
         kinds = self.index.kinds(name)

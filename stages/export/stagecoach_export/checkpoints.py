@@ -10,7 +10,7 @@ Iteration 0 is the native model itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,8 @@ from stagecoach.formats.native import NativeModel
 from stagecoach.formats.tensor_file import TensorFile
 from stagecoach.manifest import read_manifest
 from stagecoach.outputs import Input, open_input
+from stagecoach.parallel.rectangles import Span
+from stagecoach.partial_input import fetch_tensors
 from stagecoach.paths import checkpoint_prefix
 
 _PLACE = re.compile(r"iter_(\d+)/attempt-(\d+)/")
@@ -41,8 +43,17 @@ class Chosen:
     """What the training recorded beside the tensors; empty for the untrained model."""
 
 
+Reads = Callable[[CheckpointReader], Iterable[tuple[str, Span]]]
+"""What will be read of a checkpoint: file and bytes."""
+
+
 def choose(
-    wanted: int | Literal["last", "best"], trained: Input, native: Input, model: NativeModel, scratch: Path
+    wanted: int | Literal["last", "best"],
+    trained: Input,
+    native: Input,
+    model: NativeModel,
+    scratch: Path,
+    reads: Reads,
 ) -> Chosen:
     """Open the checkpoint that ``wanted`` names.
 
@@ -52,24 +63,25 @@ def choose(
         native: The native model that the training began with.
         model: Its ``model.json``.
         scratch: Local folder for objects that must be copied to be read.
+        reads: Says what will be read of the checkpoint: no more of it is copied, and nothing else may be read.
 
     Raises:
         MissingInputError: The training has no such checkpoint; those that it has are listed.
         DataError: The checkpoint belongs to a model of other dimensions.
     """
     if INDEX_NAME in trained.names():
-        return _open(trained, "", model)
+        return _open(trained, "", model, scratch, reads)
     iteration = trained.summary.get(wanted) if isinstance(wanted, str) else wanted
     if isinstance(iteration, int):
         folder = f"iter_{iteration:07d}/"
         if folder + INDEX_NAME in trained.names():
-            return _open(trained, folder, model)
+            return _open(trained, folder, model, scratch, reads)
         if iteration == 0:
             return Chosen(0, None, _native_reader(native, model), {})
         attempts = _committed_attempts(trained, folder)
         if attempts:
             checkpoint = checkpoint_prefix(trained.prefix, iteration, max(attempts))
-            return _open(open_input(trained.store, checkpoint, scratch), "", model)
+            return _open(open_input(trained.store, checkpoint, scratch), "", model, scratch, reads)
     kept = ", ".join(map(str, trained.summary.get("iterations", []))) or "none"
     what = f"iteration {wanted}" if isinstance(wanted, int) else f"a {wanted} iteration"
     why = " (no held-out loss was recorded)" if wanted == "best" and iteration is None else ""
@@ -84,7 +96,7 @@ def _committed_attempts(trained: Input, folder: str) -> list[int]:
     return [int(name[1]) for name in names if name and read_manifest(trained.store, f"{prefix}{name[0]}/") is not None]
 
 
-def _open(trained: Input, folder: str, model: NativeModel) -> Chosen:
+def _open(trained: Input, folder: str, model: NativeModel, scratch: Path, reads: Reads) -> Chosen:
     where = _PLACE.search(trained.entry(folder + INDEX_NAME).path)
     origin = f"{trained.prefix}{folder}{INDEX_NAME}"
     if where is None:
@@ -97,7 +109,14 @@ def _open(trained: Input, folder: str, model: NativeModel) -> Chosen:
             if index.spec.to_json()[name] != value
         ]
         raise DataError(f"{origin}: expected a checkpoint of the native model, got {'; '.join(differing)}")
-    reader = CheckpointReader(index, lambda file: TensorFile.open(trained.path(folder + file)))
+
+    def reader_of(path_of: Callable[[str], Path]) -> CheckpointReader:
+        return CheckpointReader(index, lambda file: TensorFile.open(path_of(folder + file)))
+
+    paths = fetch_tensors(
+        trained, scratch, lambda path_of: ((folder + file, span) for file, span in reads(reader_of(path_of)))
+    )
+    reader = reader_of(paths.__getitem__)
     return Chosen(int(where[1]), int(where[2]), reader, index.state)
 
 

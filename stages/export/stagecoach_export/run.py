@@ -32,7 +32,7 @@ from stagecoach_export.configs import generation_config, model_config
 from stagecoach_export.model_card import model_card
 from stagecoach_export.promotion import offer
 from stagecoach_export.tokenizer_check import check_tokenizer
-from stagecoach_export.weights import HUB_DTYPES, hub_weights
+from stagecoach_export.weights import HUB_DTYPES, bytes_read, hub_weights
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -58,7 +58,14 @@ def run(config: ExportConfig, inputs: Mapping[str, Input], output: Output, store
     """
     native = inputs["native"]
     model = NativeModel.from_bytes(native.read_bytes(MODEL_JSON), f"{native.prefix}{MODEL_JSON}")
-    chosen = choose(config.iteration, inputs["trained"], native, model, output.scratch / "checkpoint")
+    chosen = choose(
+        config.iteration,
+        inputs["trained"],
+        native,
+        model,
+        output.scratch / "checkpoint",
+        lambda reader: bytes_read(reader, model.spec, config.dtype),
+    )
     special = check_tokenizer(inputs["tokenizer"], model, inputs.get("packed"))
     _write_weights(config, chosen, model, output)
     hub_dtype = HUB_DTYPES[config.dtype][1]

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from stagecoach.architectures.hf_names import HubTensor, hub_tensors
-from stagecoach.architectures.registry import ModelSpec
+from stagecoach.architectures.registry import ModelSpec, native_tensors
 from stagecoach.formats.casting import checked_parts
 from stagecoach.formats.checkpoint import CheckpointReader
 from stagecoach.formats.tensor_file import BFLOAT16, DTYPES, Array, TensorToWrite
+from stagecoach.parallel.rectangles import Span
 
 _ROWS_BYTES_AT_ONCE = 64 * 1024 * 1024
 
@@ -40,6 +41,17 @@ def hub_weights(
     return [_tensor(reader, tensor, HUB_DTYPES[dtype][0], on_part) for tensor in hub_tensors(spec)]
 
 
+def bytes_read(
+    reader: CheckpointReader, spec: ModelSpec, dtype: Literal["bf16", "fp16", "fp32"]
+) -> Iterator[tuple[str, Span]]:
+    """Yield file and bytes of all that ``hub_weights`` will read; only the headers of the files are read for it."""
+    for tensor in native_tensors(spec):
+        is_weight = _takes_weight(reader, tensor.name, HUB_DTYPES[dtype][0])
+        for kind in ("weight",) if is_weight else reader.master_kinds(tensor.name):
+            cols = (0, tensor.shape[1]) if len(tensor.shape) == 2 else None
+            yield from reader.byte_spans(tensor.name, kind, (0, tensor.shape[0]), cols)
+
+
 def _tensor(
     reader: CheckpointReader, tensor: HubTensor, dtype: np.dtype[Any], on_part: Callable[[int], None]
 ) -> TensorToWrite:
@@ -61,8 +73,12 @@ def _row_runs(tensor: HubTensor) -> Iterator[tuple[int, int]]:
             yield at, min(at + step, end)
 
 
+def _takes_weight(reader: CheckpointReader, name: str, dtype: np.dtype[Any]) -> bool:
+    """Say whether a tensor is exported as the weight that was trained with, and not from its master."""
+    return dtype == BFLOAT16 and "weight" in reader.index.kinds(name) and reader.dtype(name) == BFLOAT16
+
+
 def _read(reader: CheckpointReader, name: str, rows: tuple[int, int], dtype: np.dtype[Any]) -> Array:
-    kinds = reader.index.kinds(name)
-    if dtype == BFLOAT16 and "weight" in kinds and reader.dtype(name) == BFLOAT16:
+    if _takes_weight(reader, name, dtype):
         return reader.read(name, "weight", rows)
     return reader.read_master(name, rows)

@@ -1,7 +1,7 @@
 """What a machine reads before its ranks start: what its own ranks need, copied if need be, and every byte checked once.
 
-One machine of several fetches the parts of shards and checkpoint that its ranks hold (see ``partial_input``); a resumed
-training fetches no shards at all.
+One machine of several fetches the parts of shards and checkpoint that its ranks hold (``stagecoach.partial_input``); a
+resumed training fetches no shards at all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from stagecoach.formats.shards import SHARDS_JSON, Shards
 from stagecoach.formats.tensor_file import TensorFile
 from stagecoach.outputs import Input, open_input
 from stagecoach.parallel.rectangles import Span
+from stagecoach.partial_input import fetch_tensors
 from stagecoach.paths import checkpoint_prefix
 from stagecoach.recipe.train import TrainConfig
 from stagecoach.settings import Settings
@@ -22,8 +23,7 @@ from stagecoach.storage.base import ObjectStore
 from stagecoach_train.checkpointing import check_all, load_checkpoint
 from stagecoach_train.job import CHECKPOINT, Files, Job
 from stagecoach_train.launcher import World
-from stagecoach_train.parallel.shares import Want, topology_of, wants_of_rank
-from stagecoach_train.partial_input import PartialInput
+from stagecoach_train.parallel.shares import topology_of, wants_of_rank
 
 _READ = ("shards", "packed", "tokenizer")
 _PathOf = Callable[[str], Path]
@@ -55,11 +55,13 @@ def check_files(job: Job, store: ObjectStore, ranks: range | None) -> Files:
         source = open_input(store, checkpoint_prefix(job.trained, resume.iteration, resume.attempt), scratch)
         index = CheckpointIndex.from_bytes(source.read_bytes(INDEX_NAME), source.prefix + INDEX_NAME)
 
-        def reads(path_of: _PathOf) -> Iterator[tuple[CheckpointReader, Want]]:
+        def reads(path_of: _PathOf) -> Iterator[tuple[str, Span]]:
             reader = CheckpointReader(index, lambda name: TensorFile.open(path_of(name)))
-            yield from ((reader, want) for rank in ranks for want in wants_of_rank(job.config, index.spec, rank))
+            for rank in ranks:
+                for want in wants_of_rank(job.config, index.spec, rank):
+                    yield from reader.byte_spans(want.name, want.kind, want.rows, want.cols)
 
-        found = {INDEX_NAME: source.path(INDEX_NAME), **_fetch(source, scratch / "parts", reads)}
+        found = {INDEX_NAME: source.path(INDEX_NAME), **fetch_tensors(source, scratch / "parts", reads)}
     files[CHECKPOINT] = {name: str(path) for name, path in found.items()}
     return files
 
@@ -94,29 +96,12 @@ def _shards(job: Job, source: Input, ranks: range | None) -> dict[str, Path]:
         return check_all(source)
     shards = Shards.from_bytes(source.read_bytes(SHARDS_JSON), source.prefix + SHARDS_JSON)
 
-    def reads(path_of: _PathOf) -> Iterator[tuple[CheckpointReader, Want]]:
+    def reads(path_of: _PathOf) -> Iterator[tuple[str, Span]]:
         for rank in ranks:
             at = topology_of(job.config).coordinates(rank)
             reader = shards.reader_of_rank(path_of, at.tp, at.pp)
-            wants = wants_of_rank(job.config, shards.spec, rank)
-            yield from ((reader, want) for want in wants if want.kind == "weight")
+            for want in wants_of_rank(job.config, shards.spec, rank):
+                if want.kind == "weight":
+                    yield from reader.byte_spans(want.name, want.kind, want.rows, want.cols)
 
-    return {SHARDS_JSON: source.path(SHARDS_JSON), **_fetch(source, job.scratch / "inputs" / "parts", reads)}
-
-
-def _fetch(
-    source: Input, scratch: Path, reads: Callable[[_PathOf], Iterator[tuple[CheckpointReader, Want]]]
-) -> dict[str, Path]:
-    """Fetch the headers of the tensor files that are read, then the bytes that are; object name -> local file."""
-    partial = PartialInput(source, scratch)
-
-    def with_header(name: str) -> Path:
-        with open(partial.path(name, [(0, 8)]), "rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-        return partial.path(name, [(0, 8 + length)])
-
-    spans: dict[str, list[Span]] = {}
-    for reader, want in reads(with_header):
-        for name, span in reader.byte_spans(want.name, want.kind, want.rows, want.cols):
-            spans.setdefault(name, []).append(span)
-    return {name: partial.path(name, found) for name, found in spans.items()}
+    return {SHARDS_JSON: source.path(SHARDS_JSON), **fetch_tensors(source, job.scratch / "inputs" / "parts", reads)}

@@ -31,7 +31,7 @@ from stagecoach_train.job import CHECKPOINT, Assignment, Job
 from stagecoach_train.parallel.shares import wants_of_rank
 from stagecoach_train.sources import CheckpointSource, ShardSource
 from stagecoach_train.train_state import CheckpointRef, TrainState
-from tests.unit.stagecoach_train.counting_store import CountingStore, counting_store
+from tests.counting_store import CountingStore, counting_store
 from tests.unit.stagecoach_train.tiny_inputs import SPEC, tiny_inputs
 
 BLOCK_BYTES = 256

@@ -8,8 +8,8 @@ import pytest
 
 from stagecoach.errors import CorruptObjectError
 from stagecoach.outputs import Input, Output, open_input
-from stagecoach_train.partial_input import PartialInput
-from tests.unit.stagecoach_train.counting_store import CountingStore, counting_store
+from stagecoach.partial_input import PartialInput
+from tests.counting_store import CountingStore, counting_store
 
 PREFIX = "native/demo-00ff/"
 DATA = bytes(range(256)) * 4  # 1,024 bytes: ten blocks of 100 and one of 24

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stagecoach import manifest, outputs
+from stagecoach import manifest, outputs, partial_input
 from stagecoach.storage.memory import MemoryStore
-from stagecoach_train import partial_input
 
 
 class CountingStore(MemoryStore):

@@ -3,21 +3,23 @@
     object, 5 blocks of 64 MiB      | 0     | 1     | 2     | 3     | 4 |      wanted: bytes in 0 and in 3
     local file, as long             | here  | hole  | hole  | here  |   |      2 blocks fetched, each against its digest
 
-A machine that trains one of eight pipeline ranks needs an eighth of a checkpoint. What was not fetched reads as zeros,
-so only who asks for the bytes beforehand may read them.
+A machine that trains one of eight pipeline ranks needs an eighth of a checkpoint, and export needs no moments of the
+optimizer, which are two thirds of it. What was not fetched reads as zeros, so only who asks for the bytes beforehand may
+read them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from stagecoach.errors import CorruptObjectError
 from stagecoach.manifest import BLOCK_BYTES, ObjectEntry
 from stagecoach.outputs import Input
+from stagecoach.parallel.rectangles import Span
 
 _BLOCKS_AT_ONCE = 4
 
@@ -31,7 +33,7 @@ class PartialInput:
         self._scratch = scratch
         self._fetched: dict[str, set[int]] = {}
 
-    def path(self, name: str, spans: Iterable[tuple[int, int]]) -> Path:
+    def path(self, name: str, spans: Iterable[Span]) -> Path:
         """Return a local file that holds these bytes of an object, checked.
 
         Args:
@@ -78,6 +80,35 @@ class PartialInput:
             f"{self.source.store.url.rstrip('/')}/{entry.path}: bytes {start} to {start + size_bytes} are not those that"
             f" were recorded; delete {self.source.prefix}manifest.json to make the output again"
         )
+
+
+def fetch_tensors(
+    source: Input, scratch: Path, reads: Callable[[Callable[[str], Path]], Iterable[tuple[str, Span]]]
+) -> dict[str, Path]:
+    """Fetch the headers of the tensor files that are read, then the bytes that are.
+
+    Args:
+        source: The input that holds the files.
+        scratch: Where parts of them go.
+        reads: Given files that hold at least their headers, by object name, yields the object and the bytes of each read.
+
+    Returns:
+        Local files by object name.
+
+    Raises:
+        CorruptObjectError: A block differs from its record.
+    """
+    partial = PartialInput(source, scratch)
+
+    def with_header(name: str) -> Path:
+        with open(partial.path(name, [(0, 8)]), "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+        return partial.path(name, [(0, 8 + length)])
+
+    spans: dict[str, list[Span]] = {}
+    for name, span in reads(with_header):
+        spans.setdefault(name, []).append(span)
+    return {name: partial.path(name, found) for name, found in spans.items()}
 
 
 def _blocks(start: int, end: int) -> range:
