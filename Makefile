@@ -88,7 +88,7 @@ lint-deploy: setup ## Dockerfiles, shell scripts and GitHub workflows: hadolint,
 	go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 
 .PHONY: audit
-audit: setup ## Known vulnerabilities of every locked package, by pip-audit; fails where its database (PyPI) does not answer
+audit: setup ## Known vulnerabilities of every locked package, by pip-audit; fails where its database (PyPI; ARGS="-s osv": osv.dev) does not answer
 	for lock in $(LOCKS)/*.txt; do echo "$$lock"; \
 	  $(BIN)/uv tool run --quiet pip-audit==2.10.1 --strict --progress-spinner off --disable-pip --require-hashes -r "$$lock" $(ARGS); done
 

@@ -56,6 +56,7 @@ def test_the_table_replaces_itself_only(tmp_path: Path) -> None:
     assert text.startswith(
         f"before\n{BEGIN}\n2 cases, seeds 1 to 2, 1.0 minutes of cases one after the other, 1 ended badly"
     )
+    assert "seeds 1 to 2, 3.5 minutes in all, 1.0 minutes of" in summary(results, 3.5)
     assert text.endswith(f"{END}\nafter\n")
     assert "2 / **1 bad**" in summary(results)
 

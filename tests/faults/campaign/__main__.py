@@ -34,10 +34,12 @@ def main() -> int:
     if kept:
         print(f"{len(kept)} of them ended well before, by {flags.results}", flush=True)
     write_results(flags.results, kept)
+    started = time.monotonic()
     results = [*kept, *_run(sorted({*seeds} - {result.seed for result in kept}), flags)]
-    print(summary(results))
+    wall_minutes = None if kept else (time.monotonic() - started) / 60
+    print(summary(results, wall_minutes))
     if flags.report:
-        write_report(flags.report, results)
+        write_report(flags.report, results, wall_minutes)
     bad = [result for result in results if result.problem]
     for result in bad:
         print(f"\nseed {result.seed} ({result.scope}: {result.kind}; {result.note}):\n{result.problem}")

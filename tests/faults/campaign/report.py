@@ -41,8 +41,13 @@ def append_result(file: Path, result: Result) -> None:
         lines.write(json.dumps(asdict(result)) + "\n")
 
 
-def summary(results: list[Result]) -> str:
-    """Return the table as Markdown: a row a kind, a column a scope, cases that ended badly after a slash."""
+def summary(results: list[Result], wall_minutes: float | None = None) -> str:
+    """Return the table as Markdown: a row a kind, a column a scope, cases that ended badly after a slash.
+
+    Args:
+        results: Every case.
+        wall_minutes: How long all of them took side by side, None for a campaign that was cut and resumed.
+    """
     counted = Counter((result.kind, result.scope) for result in results)
     bad = Counter((result.kind, result.scope) for result in results if result.problem)
     hit = Counter(result.kind for result in results if result.hit)
@@ -57,19 +62,20 @@ def summary(results: list[Result]) -> str:
     first, last = min(result.seed for result in results), max(result.seed for result in results)
     failed = sum(bool(result.problem) for result in results)
     minutes = sum(result.seconds for result in results) / 60
+    wall = f"{wall_minutes:.1f} minutes in all, " if wall_minutes is not None else ""
     head = (
-        f"{len(results)} cases, seeds {first} to {last}, {minutes:.1f} minutes of cases one after the other,"
+        f"{len(results)} cases, seeds {first} to {last}, {wall}{minutes:.1f} minutes of cases one after the other,"
         f" {failed or 'none'} ended badly ({datetime.now(UTC):%Y-%m-%d})."
     )
     return f"{head}\n\n" + "\n".join(lines)
 
 
-def write_report(file: Path, results: list[Result]) -> None:
-    """Put the table between the two marks of a Markdown file."""
+def write_report(file: Path, results: list[Result], wall_minutes: float | None = None) -> None:
+    """Put the table between the two marks of a Markdown file; arguments as of ``summary``."""
     text = file.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    file.write_text(f"{before}{BEGIN}\n{summary(results)}\n{END}{after}", encoding="utf-8")
+    file.write_text(f"{before}{BEGIN}\n{summary(results, wall_minutes)}\n{END}{after}", encoding="utf-8")
 
 
 def _sum(counts: Counter[tuple[str, str]], scope: str) -> int:
