@@ -55,7 +55,7 @@ def micro_batches(documents: list[Document], shape: MicroBatchShape) -> list[Mic
     """Fill micro-batches with whole documents in the order given; the last one may have room."""
     found, waiting, free = [], list[Document](), shape.num_tokens
     for document in documents:
-        if len(document.tokens) > free or len(waiting) == shape.num_documents:
+        if len(document.tokens) > free or len(waiting) == shape.num_documents - 1:  # padding counts as a document
             found.append(micro_batch_of_documents(waiting, shape))
             waiting, free = [], shape.num_tokens
         waiting.append(document)

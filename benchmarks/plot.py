@@ -21,6 +21,8 @@ ROWS = {
     "one_gpu-fa4": "one H100, 8 layers, flash-attn-4",
     "h200-one_gpu-fa4": "one H200, 8 layers, flash-attn-4",
     "h200-one_gpu-stock": "one H200, 8 layers, stock torch",
+    "h200-whole_model-fa4": "one H200, all 32 layers, flash-attn-4",
+    "h200-whole_model_fp8-fa4": "the same, products in 8 bits (of the bf16 peak)",
 }
 PEER = "peer: transformers + FSDP2"
 WIDTH, LEFT, BAR, GAP = 760, 330, 22, 10
@@ -36,7 +38,7 @@ def rows() -> list[tuple[str, float, bool]]:
 def drawn(bars: list[tuple[str, float, bool]]) -> str:
     """Return the bars as an SVG that is readable on light and on dark pages."""
     height = len(bars) * (BAR + GAP) + 2 * GAP
-    scale = (WIDTH - LEFT - 80) / 0.65
+    scale = (WIDTH - LEFT - 80) / max(mfu for _, mfu, _ in bars)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">',
         "<title>Model FLOPs utilisation of training steps, H100 80GB where not said otherwise</title>",

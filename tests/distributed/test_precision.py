@@ -67,6 +67,9 @@ def test_narrow_numbers_stay_within_the_gap_between_seeds(
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
     gap = max(distance(one, other) for one, other in combinations(seeds, 2))
+    # Products of this model add up 64 values, the least that 8 bits have to be good for: a measured 1.2 gaps on a GPU.
+    limit = 2 * gap if products == "fp8_tensorwise" else gap
     found = curve(compute_dtype, moments_dtype, device=device, products=products)
     assert seeds[0][-1] <= 0.5 * seeds[0][0], "the data is learnable"
-    assert distance(found, seeds[0]) <= gap
+    assert distance(found, seeds[0]) <= limit
+    assert abs(found[-1] - seeds[0][-1]) <= gap / 10

@@ -13,6 +13,7 @@ from stagecoach_train.loss import VocabularyShard, head_cross_entropy
 from stagecoach_train.model import fp8
 from stagecoach_train.model.attention import Backend, Documents, attend
 from stagecoach_train.model.kernels import flash4_problem
+from stagecoach_train.model.swiglu import swiglu_backward
 from stagecoach_train.optimizer import plain_adamw
 from stagecoach_train.parallel.shares import Rectangle
 from stagecoach_train.parallel.tensor_parallel import OneRank
@@ -125,6 +126,14 @@ def test_a_product_in_eight_bits_equals_that_of_the_cpu() -> None:
         found.append([y.detach().cpu(), *(leaf.grad.cpu() for leaf in leaves if leaf.grad is not None)])
     for got, expected in zip(found[1], found[0], strict=True):
         assert relative_error(got, expected) <= 0.005  # the same 8-bit values; only the sums are rounded otherwise
+
+
+@pytest.mark.parametrize("shape", [(300, 2 * 1_000), (16, 2 * 14_336), (1, 2 * 24)])
+def test_the_gradient_of_swiglu_equals_fp32(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    gate_up, grad = torch.randn(shape).bfloat16() * 3, torch.randn(shape[0], shape[1] // 2).bfloat16()
+    expected = swiglu_backward(grad.float(), gate_up.float())
+    assert relative_error(swiglu_backward(grad.cuda(), gate_up.cuda()), expected) <= 0.004
 
 
 def test_random_bits_do_not_depend_on_the_device() -> None:

@@ -1,7 +1,7 @@
-"""Triton kernels, each one pass over memory: AdamW, cross entropy over logits in place, sums of exchanged gradients.
+"""Triton kernels, each one pass over memory: AdamW, cross entropy in place, SwiGLU's gradient, sums of gradients.
 
-Imported only where tensors are on a GPU. Every kernel has a plain counterpart (`optimizer.plain_adamw`, `loss`, a
-sum) that it is tested against.
+Imported only where tensors are on a GPU. Every kernel has a plain counterpart (`optimizer.plain_adamw`, `loss`,
+`model.swiglu`, a sum) that it is tested against.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from stagecoach_train.updates import Slice, UpdateNumbers
 
 BLOCK = 4_096
 COLUMN_BLOCK = 16_384
+SWIGLU_BLOCK = 1_024
 
 # Bounds and strides of memory are left to specialise: not knowing that a bound is a multiple of 16, Triton would load
 # element by element, at a third of the bandwidth.
@@ -158,6 +159,34 @@ def logits_to_gradient_(
             logits_CV, targets_C, lse_C, scale, first_token, num_real, logits_CV.stride(0),
             BLOCKS=triton.cdiv(logits_CV.shape[1], COLUMN_BLOCK), BLOCK=COLUMN_BLOCK, num_warps=16,
         )  # fmt: skip
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _swiglu_gradient(  # type: ignore[no-untyped-def]
+    grad, gate_up, out, inner, BLOCK: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < inner
+    dy = tl.load(grad + row * inner + column, mask=mask, other=0.0).to(tl.float32)
+    gate = tl.load(gate_up + row * 2 * inner + column, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * inner + inner + column, mask=mask, other=0.0).to(tl.float32)
+    sigmoid = 1.0 / (1.0 + tl.exp(-gate))
+    silu = gate * sigmoid
+    dtype = out.dtype.element_ty
+    tl.store(out + row * 2 * inner + column, (dy * up * (sigmoid + silu * (1.0 - sigmoid))).to(dtype), mask=mask)
+    tl.store(out + row * 2 * inner + inner + column, (dy * silu).to(dtype), mask=mask)
+
+
+def swiglu_gradient(grad_TI: torch.Tensor, gate_up_T2I: torch.Tensor) -> torch.Tensor:
+    """Return the gradient [T, 2 I] of SiLU(gate) * up by [gate; up], computed in fp32; both arguments contiguous."""
+    out = torch.empty_like(gate_up_T2I)
+    num_rows, inner = grad_TI.shape
+    if num_rows:
+        _swiglu_gradient[(num_rows, triton.cdiv(inner, SWIGLU_BLOCK))](
+            grad_TI, gate_up_T2I, out, inner, BLOCK=SWIGLU_BLOCK, num_warps=4
+        )
+    return out
 
 
 @triton.jit  # type: ignore[untyped-decorator]

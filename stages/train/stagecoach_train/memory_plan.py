@@ -220,10 +220,14 @@ def kept_bytes_per_token(spec: ModelSpec, config: TrainConfig, mode: RecomputeMo
             elements += 2 * spec.hidden_size
     if mode in ("selective", "none"):
         elements += 2 * inner
+    bytes_beside = 4 * spec.num_heads // tp if mode != "full" else 0  # log-sum-exp
     if mode == "none":
-        elements += (0 if shares_tokens else 2 * stream) + inner
-    log_sum_exp_bytes = 4 * spec.num_heads // tp if mode != "full" else 0
-    return int(elements * _BYTES[config.compute_dtype]) + log_sum_exp_bytes
+        inputs = (0 if shares_tokens else 2 * stream) + inner
+        if config.matmul_precision == "fp8_tensorwise":  # products keep their inputs in 8 bits, attention's output too
+            bytes_beside += int(inputs + heads)
+        else:
+            elements += inputs
+    return int(elements * _BYTES[config.compute_dtype]) + bytes_beside
 
 
 def extra_compute(spec: ModelSpec, mode: RecomputeMode) -> float:

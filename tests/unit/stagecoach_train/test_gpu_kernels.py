@@ -70,6 +70,11 @@ gpu_kernels.add_parts(total, own, torch.ones(24).bfloat16(), 12, first=True)
 assert total.tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 10]
 gpu_kernels.add_parts(total, own, own.new_empty(0), 0, first=False)
 assert total.tolist() == [2, 4, 6, 8, 10, 12, 14, 16, 18]
+
+from stagecoach_train.model.swiglu import swiglu_backward
+gpu_kernels.SWIGLU_BLOCK = 16
+grad, gate_up = torch.randn(5, 24), torch.randn(5, 48) * 4
+torch.testing.assert_close(gpu_kernels.swiglu_gradient(grad, gate_up), swiglu_backward(grad, gate_up))
 print("kernels agree")
 """
 

@@ -25,11 +25,15 @@ BACKEND = "aot_eager_decomp_partition"
 
 
 def engine_of(
-    recompute: RecomputeMode | tuple[RecomputeMode, ...], *, compile_backend: str | None = None, dtype: str = "fp64"
+    recompute: RecomputeMode | tuple[RecomputeMode, ...],
+    *,
+    compile_backend: str | None = None,
+    dtype: str = "fp64",
+    **fields: str,
 ) -> Engine:
     """The same weights whatever the way of running."""
     config = TrainConfig.model_validate(
-        {"steps": 1, "compute_dtype": dtype, "recompute": recompute, "attention": "varlen"}
+        {"steps": 1, "compute_dtype": dtype, **fields, "recompute": recompute, "attention": "varlen"}
     )
     engine = Engine(
         config, SPEC, Topology(), torch.device("cpu"), num_micro_batches=1, shape=SHAPE, compile_backend=compile_backend
@@ -72,9 +76,10 @@ def counting_kept_bytes() -> Iterator[list[int]]:
         yield total
 
 
+@pytest.mark.parametrize("precision", ["compute_dtype", "fp8_tensorwise"])
 @pytest.mark.parametrize("recompute", ["selective", "selective_mlp", "full"])
-def test_compiled_layers_keep_exactly_what_the_memory_plan_counts(recompute: RecomputeMode) -> None:
-    engine = engine_of(recompute, compile_backend=BACKEND, dtype="bf16")
+def test_compiled_layers_keep_exactly_what_the_memory_plan_counts(recompute: RecomputeMode, precision: str) -> None:
+    engine = engine_of(recompute, compile_backend=BACKEND, dtype="bf16", matmul_precision=precision)
     batch = micro_batch_of_documents([Document(np.zeros(64, int), np.ones(64, bool))], SHAPE)
     stream = engine.streams.make(batch, scale=1.0)
     layer = engine.model.stages[0].layers[0]

@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 
 from stagecoach_train.model.rope import rotate
+from stagecoach_train.model.swiglu import swiglu
 
 # S tokens of the residual stream on this rank (= T without sequence parallelism), T all tokens of the stream,
-# E hidden size, H query heads, G key/value heads, Q query heads a key/value head, D head_dim (H, G on this rank)
+# E hidden size, I intermediate size, H query heads, G key/value heads, Q query heads a key/value head, D head_dim (I,
+# H, G on this rank)
 
 
 class Exchange(Protocol):
@@ -95,8 +97,8 @@ def decoder_block(
     x_SE = x_SE + exchange.leave(product(o_THD.flatten(1), weights.output))
 
     h_TE = exchange.enter(rms_norm(x_SE, weights.mlp_norm, dims.norm_eps))
-    gate, up = product(h_TE, weights.gate_up).chunk(2, dim=-1)
-    return x_SE + exchange.leave(product(F.silu(gate) * up, weights.down))
+    h_TI = swiglu(product(h_TE, weights.gate_up))
+    return x_SE + exchange.leave(product(h_TI, weights.down))
 
 
 def split_heads(qkv: torch.Tensor, dims: BlockDims) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

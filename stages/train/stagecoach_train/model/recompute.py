@@ -34,16 +34,22 @@ def with_recompute(function: Function, mode: RecomputeMode, *, gate_up_rows: int
     """
     if mode == "none":
         return function
-    if mode == "full":
-        contexts: dict[str, Any] = {}
-    else:
-        policy = _policy(again_rows=gate_up_rows if mode == "selective_mlp" else None, regather=regather)
-        contexts = {"context_fn": functools.partial(create_selective_checkpoint_contexts, policy)}
+    # "full" has a policy as well: without one the compiler keeps what custom autograd functions inside a layer keep.
+    policy = (
+        _compute_everything_again
+        if mode == "full"
+        else _policy(again_rows=gate_up_rows if mode == "selective_mlp" else None, regather=regather)
+    )
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
 
     def recomputing(*arguments: Any) -> Any:
-        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False, **contexts)
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
     return recomputing
+
+
+def _compute_everything_again(_context: Any, _operation: Any, *_arguments: Any, **_options: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_RECOMPUTE
 
 
 def _policy(*, again_rows: int | None, regather: bool) -> Callable[..., CheckpointPolicy]:
