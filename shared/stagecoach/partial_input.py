@@ -20,8 +20,11 @@ from stagecoach.errors import CorruptObjectError
 from stagecoach.manifest import BLOCK_BYTES, ObjectEntry
 from stagecoach.outputs import Input
 from stagecoach.parallel.rectangles import Span
+from stagecoach.storage.transfer import write_all
 
 _BLOCKS_AT_ONCE = 4
+_RANGE_BYTES = 16 * 1024 * 1024
+"""Of one request; bounds the memory, and is small enough for the allocator to use it again."""
 
 
 class PartialInput:
@@ -58,23 +61,23 @@ class PartialInput:
         try:
             os.ftruncate(descriptor, entry.size_bytes)
             with ThreadPoolExecutor(_BLOCKS_AT_ONCE) as pool:
-                list(pool.map(lambda number: self._fetch(entry, number, descriptor), sorted(wanted)))
+                list(pool.map(lambda number: self._fetch(entry, number, descriptor, path), sorted(wanted)))
         finally:
             os.close(descriptor)
         fetched |= wanted
         return path
 
-    def _fetch(self, entry: ObjectEntry, number: int, descriptor: int) -> None:
+    def _fetch(self, entry: ObjectEntry, number: int, descriptor: int, path: Path) -> None:
         start = number * BLOCK_BYTES
         size_bytes = min(BLOCK_BYTES, entry.size_bytes - start)
         # bytes that were damaged on their way are right the second time
         for _ in range(2):
-            data = self.source.store.get_range(entry.path, start, size_bytes)
-            if hashlib.sha256(data).hexdigest() == entry.block_sha256[number]:
-                view = memoryview(data)
-                while view:
-                    written = os.pwrite(descriptor, view, start)
-                    start, view = start + written, view[written:]
+            digest = hashlib.sha256()
+            for at in range(start, start + size_bytes, _RANGE_BYTES):
+                data = self.source.store.get_range(entry.path, at, min(_RANGE_BYTES, start + size_bytes - at))
+                digest.update(data)
+                write_all(descriptor, data, at, path)
+            if digest.hexdigest() == entry.block_sha256[number]:
                 return
         raise CorruptObjectError(
             f"{self.source.store.url.rstrip('/')}/{entry.path}: bytes {start} to {start + size_bytes} are not those that"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stagecoach import partial_input
 from stagecoach.errors import CorruptObjectError
 from stagecoach.outputs import Input, Output, open_input
 from stagecoach.partial_input import PartialInput
@@ -39,6 +40,15 @@ def test_only_the_blocks_that_are_read_are_fetched_and_each_once(store: Counting
     assert partial.path("large", [(1_010, 1_024), (320, 330), (5, 5)]) == path
     assert store.ranges[3:] == [(1_000, 24)]
     assert path.read_bytes()[1_000:] == DATA[1_000:]
+
+
+def test_a_block_may_take_several_requests(
+    store: CountingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partial_input, "_RANGE_BYTES", 40)
+    path = PartialInput(written(store, tmp_path), tmp_path / "parts").path("large", [(110, 120), (1_020, 1_024)])
+    assert sorted(store.ranges) == [(100, 40), (140, 40), (180, 20), (1_000, 24)]
+    assert path.read_bytes()[100:200] + path.read_bytes()[1_000:] == DATA[100:200] + DATA[1_000:]
 
 
 def test_a_small_object_is_fetched_whole(store: CountingStore, tmp_path: Path) -> None:
