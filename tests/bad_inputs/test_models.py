@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
+import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +81,20 @@ SHAPES: dict[str, tuple[Folder, tuple[str, ...]]] = {
     "unknown type": (
         weights(lambda data: header('{"a": {"dtype": "Q4", "shape": [1], "data_offsets": [0, 4]}}') + b"\0" * 4),
         ("Q4",),
+    ),
+    "an index that names a missing file": (
+        {
+            **model(),
+            "model.safetensors.index.json": json.dumps({"weight_map": {"lm_head.weight": "b.safetensors"}}).encode(),
+        },
+        ("model.safetensors.index.json names b.safetensors", "download it again"),
+    ),
+    "an index that names a missing tensor": (
+        {
+            **model(),
+            "model.safetensors.index.json": json.dumps({"weight_map": {"extra": "model.safetensors"}}).encode(),
+        },
+        ("lists tensors that its files do not hold: extra",),
     ),
     "whole numbers": (model(**{NORM: np.zeros(32, np.int32)}), ("model.norm.weight (int32)", "not fp32, fp16 or bf16")),
     "wrong shape": (
@@ -154,6 +172,50 @@ def write(folder: Path, files: Folder) -> Path:
 @pytest.mark.parametrize("case", SHAPES)
 def test_weights(case: str, tmp_path: Path) -> None:
     files, words = SHAPES[case]
+    convert(tmp_path, files)[1].assert_refused(79, *words)
+
+
+def test_a_pickle_that_would_run_a_command(tmp_path: Path) -> None:
+    """A ``.bin`` file as torch writes it, but for what it asks the reader to call."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"model.norm.weight": Touch(tmp_path / "owned")}))
+    files = {**without("model.safetensors"), "pytorch_model.bin": stream.getvalue()}
+    convert(tmp_path, files)[1].assert_refused(79, "pytorch_model.bin", "posix.system")
+    assert not (tmp_path / "owned").exists()
+    pickle.loads(pickle.dumps(Touch(tmp_path / "owned")))  # what trusts it runs it
+    assert (tmp_path / "owned").exists()
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        ({"tensor_parallel": 8}, ("tensor_parallel", "1, 2, 4")),
+        ({"pipeline_parallel": 7}, ("pipeline",)),
+    ],
+    ids=["tensor parallel", "pipeline parallel"],
+)
+def test_a_layout_that_does_not_fit_the_model(layout: dict[str, int], words: tuple[str, ...], tmp_path: Path) -> None:
+    _, done = convert(tmp_path, model())
+    assert done.exit_code == 0, done.said
+    (native,) = (tmp_path / "store/native").iterdir()
+    (tmp_path / "shard.json").touch()
+    values = {"task": "shard", "name": "x", "inputs": {"native": f"native/{native.name}/"}, "config": layout}
+    stage(tmp_path, tmp_path / "store", "shard", values).assert_refused(78, *words)
+
+
+def convert(tmp_path: Path, files: Folder) -> tuple[dict[str, str], Any]:
+    """Bring model and tokenizer into the store and run convert; its inputs, and what it did."""
     store = tmp_path / "store"
     inputs = {
         "model": download(tmp_path, store, "download-model", write(tmp_path / "m", files)),
@@ -162,8 +224,7 @@ def test_weights(case: str, tmp_path: Path) -> None:
         ),
     }
     (tmp_path / "convert.json").touch()
-    values = {"task": "convert", "name": "x", "inputs": inputs, "config": {}}
-    stage(tmp_path, store, "convert", values).assert_refused(79, *words)
+    return inputs, stage(tmp_path, store, "convert", {"task": "convert", "name": "x", "inputs": inputs, "config": {}})
 
 
 def check_model(tmp_path: Path, files: Folder) -> Any:
