@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,20 @@ def test_a_stream_that_raises_leaves_no_object(store: ObjectStore, tmp_path: Pat
     assert list(store.list(PREFIX)) == []
     assert output.objects == {}
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_stream_takes_nothing_after_its_block(store: ObjectStore, tmp_path: Path, fails: bool) -> None:
+    """A buffer that is emptied late would write to whatever file has the descriptor's number by then."""
+    output = Output(store, PREFIX, tmp_path / "scratch")
+    with suppress(RuntimeError), output.create("a") as stream:
+        stream.write(b"half")
+        if fails:
+            raise RuntimeError
+    with pytest.raises(ValueError, match="closed"):
+        stream.write(b"late")
+    stream.close()
+    assert [store.get(info.key) for info in store.list(PREFIX)] == ([] if fails else [b"half"])
 
 
 def test_a_name_cannot_be_written_twice(store: ObjectStore, tmp_path: Path) -> None:
