@@ -135,6 +135,11 @@ class Cluster:
         ]
         return sorted(found, key=lambda node: (node.started, node.task))
 
+    def waiting(self, name: str) -> list[str]:
+        """What the tasks that have no pod yet wait for; Argo holds a lock by the node above the attempts."""
+        nodes = self.workflow(name).get("status", {}).get("nodes", {}).values()
+        return [node.get("message", "") for node in nodes if node["phase"] == "Pending"]
+
     @staticmethod
     def _pod_name(workflow: str, node: Mapping[str, Any]) -> str:
         return f"{workflow}-{node.get('templateName', '')}-{node['id'].rsplit('-', 1)[-1]}"

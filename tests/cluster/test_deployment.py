@@ -128,7 +128,7 @@ def test_trainings_with_gpus_wait_for_each_other(cluster: Cluster, store_url: st
         def one_waits() -> bool | None:
             trains = [node for name in names for node in cluster.attempts(name, "train")]
             assert len([node for node in trains if node.phase == "Running"]) <= 1
-            return any("gpu-trainings" in node.message for node in trains if node.phase == "Pending") or None
+            return any("gpu-trainings" in message for name in names for message in cluster.waiting(name)) or None
 
         cluster.until(one_waits, "one training to wait for the other", 300)
         assert [cluster.wait(name) for name in names] == ["Succeeded", "Succeeded"]

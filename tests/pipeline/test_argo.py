@@ -245,6 +245,13 @@ def test_a_training_on_two_nodes_is_a_jobset_that_a_retry_finds_again() -> None:
     assert len("train-" + "0" * 20 + "-train-0-0-abcde") <= 63
 
 
+def test_a_jobset_that_failed_is_not_tried_again() -> None:
+    """Its pods were restarted by their exit codes already; what is tried again is the watching."""
+    retry = train_template(*MULTI_NODE)["retryStrategy"]
+    assert (retry["retryPolicy"], retry["limit"]) == ("Always", "3")
+    assert retry["expression"] == "not (lastRetry.message contains 'failure condition')"
+
+
 def test_a_manifest_can_be_written_where_the_executors_root_is_read_only() -> None:
     """Argo's init container writes it to /tmp before any other container of the pod starts."""
     document = template_document(load_recipe("mistral-7b-4xa100", MULTI_NODE), Deployment())

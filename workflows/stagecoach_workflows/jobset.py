@@ -29,6 +29,8 @@ NAME = "train-{{inputs.parameters.key}}"
 KIND = "jobsets.jobset.x-k8s.io"
 WORKFLOW_LABEL = "stagecoach/workflow"
 WORKFLOW = "{{workflow.uid}}"
+RETRY = "not (lastRetry.message contains 'failure condition')"
+"""Watch again after anything but the JobSet's own failure: it has restarted its pods as often as their exit codes allow."""
 _PORT = 29500
 
 

@@ -212,10 +212,8 @@ class _Templates:
         )
 
     def end_jobset(self) -> Resource:
-        """Delete the JobSet when its run ends, however it ends: a cancelled run leaves no training behind.
-
-        A hook of the task would not do: Argo runs none for a task that was stopped before its result was read.
-        """
+        """Delete the JobSet when its run ends, however it ends: a cancelled run leaves no training behind."""
+        # A hook of the task would not do: Argo runs none for a task that was stopped before its result was read.
         return Resource(
             name=_END_JOBSET,
             action="delete",
@@ -282,7 +280,9 @@ class _Templates:
             success_condition="status.terminalState == Completed",
             failure_condition="status.terminalState == Failed",
             executor=argo.ExecutorConfig(service_account_name=self._deployment.jobset_service_account),
-            retry_strategy=RetryStrategy(limit="3", retry_policy="Always", backoff=_backoff(90)),
+            retry_strategy=RetryStrategy(
+                limit="3", retry_policy="Always", expression=jobset.RETRY, backoff=_backoff(90)
+            ),
             timeout=policy.timeout,
             synchronization=synchronization,
             pod_spec_patch=manifest_patch(),
