@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from stagecoach.errors import CorruptObjectError, StoreError, StoreUnavailable
+from stagecoach.outputs import Output, open_input
 from stagecoach.settings import Settings
 from stagecoach.storage.open import open_store
 from stagecoach.storage.s3_requests import S3Requests
@@ -118,6 +119,20 @@ class TestStreams:
             assert store.head("big") is None
             assert list(store.unfinished()) == []
 
+    def test_an_output_of_several_parts_is_what_its_manifest_says(
+        self, s3_environment: SeaweedServer, tmp_path: Path
+    ) -> None:
+        store = s3_environment.store(part_bytes=PART_BYTES)
+        pieces = [os.urandom(size_bytes) for size_bytes in (7, PART_BYTES, 300_000, 2 * PART_BYTES + 1)]
+        output = Output(store, "native/m-1/", tmp_path / "out")
+        with output.create("a") as stream:
+            for piece in pieces:
+                stream.write(piece)
+        assert output.objects["a"].sha256 == hashlib.sha256(b"".join(pieces)).hexdigest()
+        assert list((tmp_path / "out").iterdir()) == []  # nothing passes through the disk
+        assert output.commit(task="t", key="1", name="m", output_version=1)
+        assert open_input(store, "native/m-1/", tmp_path / "in").read_bytes("a") == b"".join(pieces)
+
     def test_a_failed_part_cannot_be_overlooked(self, s3_environment: SeaweedServer) -> None:
         """A block that goes on after an error must not complete an object with a hole."""
         with failing(s3_environment, num_threads=1) as (store, proxy):
@@ -176,6 +191,7 @@ class TestStreams:
 
 KILLED_WRITER = """
 import os, signal, sys
+from stagecoach.outputs import Output, open_input
 from stagecoach.settings import Settings
 from stagecoach.storage.open import open_store
 with open_store(sys.argv[1], Settings.from_environ()).create("try-1/a") as write:
