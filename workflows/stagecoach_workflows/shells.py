@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stagecoach.errors import ConfigError
+from stagecoach_workflows.slurm.checks import gpus_of, nodes_to_run_on
 from stagecoach_workflows.slurm.client import Node
 from stagecoach_workflows.slurm.config import JobOptions, SlurmConfig
 from stagecoach_workflows.slurm.runtime import image_name
@@ -56,19 +57,10 @@ def check_shell(stage: str, config: SlurmConfig, nodes: Sequence[Node]) -> None:
         ConfigError: There is no such partition, or none of its nodes has the GPUs.
     """
     options = config.options(stage)
-    known = sorted({node.partition for node in nodes})
-    if options.partition is not None and options.partition not in known:
-        raise ConfigError(
-            f"{stage}: expected a partition of this cluster ({', '.join(known)}), got {options.partition!r}"
-        )
-    there = [node for node in nodes if (node.partition == options.partition if options.partition else node.is_default)]
-    most = max((_gpus(node, options) for node in there), default=0)
+    there = nodes_to_run_on(stage, options.partition, nodes)
+    most = max(gpus_of(node, options.gpu_type) for node in there)
     if (options.gpus or 0) > most:
         raise ConfigError(f"{stage}: {options.gpus} GPUs are asked for, but a node of its partition has at most {most}")
-
-
-def _gpus(node: Node, options: JobOptions) -> int:
-    return sum(number for kind, number in node.gpus.items() if options.gpu_type in (None, kind))
 
 
 def _asked(options: JobOptions) -> list[str]:

@@ -73,12 +73,18 @@ def test_slurm_opens_the_container(runtime: str, ending: str) -> None:
         ({"gpus": 1}, "train: 1 GPUs are asked for, but a node of its partition has at most 0"),
         ({"partition": "gpu", "gpus": 8}, "has at most 4"),
         ({"partition": "gpu", "gpus": 1, "gpu_type": "h100"}, "has at most 0"),
+        ({"partition": "main,gpuu"}, r"train: expected a partition of this cluster \(gpu, main\), got 'gpuu'"),
+        ({"partition": "main,gpu", "gpus": 8}, "has at most 4"),
     ],
 )
 def test_what_no_node_has(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         check_shell("train", config(**options), NODES)
-    check_shell("train", config(partition="gpu", gpus=4), NODES)
+
+
+@pytest.mark.parametrize("partition", ["gpu", "main,gpu"])
+def test_what_a_node_of_one_of_the_partitions_has_is_there(partition: str) -> None:
+    check_shell("train", config(partition=partition, gpus=4), NODES)
 
 
 @pytest.mark.parametrize(

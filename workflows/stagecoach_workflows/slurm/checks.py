@@ -37,21 +37,41 @@ def _check_image(task: BatchTask, config: SlurmConfig) -> None:
         )
 
 
-def _check_nodes(task: BatchTask, wanted: Asked, nodes: Sequence[Node]) -> None:
-    partitions = wanted.partition.split(",") if wanted.partition else []
+def nodes_to_run_on(name: str, partition: str | None, nodes: Sequence[Node]) -> list[Node]:
+    """Return the nodes of a job's partitions.
+
+    Args:
+        name: What is going to run, for the error.
+        partition: One name, or several with commas; None is the cluster's default.
+        nodes: All nodes.
+
+    Raises:
+        ConfigError: There is no such partition, or no default.
+    """
+    partitions = partition.split(",") if partition else []
     known = {node.partition for node in nodes}
-    for partition in partitions:
-        if partition not in known:
+    for one in partitions:
+        if one not in known:
             raise ConfigError(
-                f"{task.name}: expected a partition of this cluster ({', '.join(sorted(known))}), got {partition!r};"
+                f"{name}: expected a partition of this cluster ({', '.join(sorted(known))}), got {one!r};"
                 " correct `partition` in slurm.yaml"
             )
     there = [node for node in nodes if (node.partition in partitions if partitions else node.is_default)]
     if not there:
         raise ConfigError(
-            f"{task.name}: this cluster has no default partition; name one of {', '.join(sorted(known))}"
+            f"{name}: this cluster has no default partition; name one of {', '.join(sorted(known))}"
             " as `defaults.partition` in slurm.yaml"
         )
+    return there
+
+
+def gpus_of(node: Node, kind: str | None) -> int:
+    """Return how many GPUs of a type a node has; of any type for None."""
+    return node.gpus.get(kind, 0) if kind is not None else sum(node.gpus.values())
+
+
+def _check_nodes(task: BatchTask, wanted: Asked, nodes: Sequence[Node]) -> None:
+    there = nodes_to_run_on(task.name, wanted.partition, nodes)
     longest_seconds = max(node.max_seconds for node in there)
     if time_seconds(wanted.time) > longest_seconds:
         raise ConfigError(
@@ -63,8 +83,8 @@ def _check_nodes(task: BatchTask, wanted: Asked, nodes: Sequence[Node]) -> None:
 
 def _check_sizes(task: BatchTask, wanted: Asked, there: Sequence[Node]) -> None:
     kind = f" of type {wanted.gpu_type}" if wanted.gpu_type else ""
-    gpus = max(_gpus(node, wanted.gpu_type) for node in there)
-    largest = max(there, key=lambda node: (_gpus(node, wanted.gpu_type), node.memory_mib))
+    gpus = max(gpus_of(node, wanted.gpu_type) for node in there)
+    largest = max(there, key=lambda node: (gpus_of(node, wanted.gpu_type), node.memory_mib))
     where = f"a node of partition {largest.partition} has at most"
     if wanted.gpus > gpus:
         raise ConfigError(
@@ -82,7 +102,7 @@ def _check_sizes(task: BatchTask, wanted: Asked, there: Sequence[Node]) -> None:
     fitting = {
         node.name
         for node in there
-        if _gpus(node, wanted.gpu_type) >= wanted.gpus
+        if gpus_of(node, wanted.gpu_type) >= wanted.gpus
         and node.cpus >= wanted.cpus
         and node.memory_mib >= wanted.memory_mib
     }
@@ -92,10 +112,6 @@ def _check_sizes(task: BatchTask, wanted: Asked, there: Sequence[Node]) -> None:
             f" {_gib(wanted.memory_mib)} GiB each are asked for, but partition {largest.partition} has"
             f" {len(fitting)}; change slurm.yaml or train.nodes of the recipe"
         )
-
-
-def _gpus(node: Node, kind: str | None) -> int:
-    return node.gpus.get(kind, 0) if kind is not None else sum(node.gpus.values())
 
 
 def _gib(mib: int) -> str:
