@@ -199,7 +199,7 @@ def _job_by_hand(store: ObjectStore, stage: str, file: str, settings: Settings) 
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
         values = json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {file}: expected a JSON file, got: {error}") from error
     if not isinstance(values, dict) or not set(values) <= {"task", "config", "inputs", "name"}:
         raise ConfigError(f"--config {file}: expected an object with task, config, inputs and name")

@@ -75,5 +75,5 @@ def _records(key: str, data: bytes) -> Iterator[dict[str, Any]]:
             if not isinstance(record.get("kind"), str) or not isinstance(record.get("step"), int):
                 raise ValueError("a record without kind or step")
             yield record
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CorruptObjectError(f"{key}: expected one JSON record a line, got {error}") from error

@@ -36,7 +36,7 @@ def unseal(data: bytes, address: str) -> dict[str, Any]:
     """
     try:
         values = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptObjectError(
             f"{address}: expected a JSON record, it is damaged ({type(error).__name__})"
         ) from error

@@ -153,6 +153,11 @@ TOKENIZERS: dict[str, tuple[Folder, int, tuple[str, ...]]] = {
     "another JSON": ({"tokenizer.json": b'{"a": 1}'}, 79, ("tokenizer.json",)),
     "no protobuf": ({"tokenizer.model": b"hello"}, 79, ("tokenizer.model",)),
     "empty model": ({"tokenizer.model": b""}, 79, ("tokenizer.model",)),
+    "deep configuration": (
+        {**tokenizer_directory(), "tokenizer_config.json": b"[" * 100_000},
+        79,
+        ("tokenizer_config.json", "expected JSON"),
+    ),
     "bad configuration": ({**tokenizer_directory(), "tokenizer_config.json": b"["}, 79, ("tokenizer_config.json",)),
 }
 

@@ -209,7 +209,7 @@ class CheckpointIndex:
                 for piece in pieces
             ]
             spec, state = ModelSpec.from_json(content["spec"]), content["state"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
             raise CorruptObjectError(f"{origin}: not a checkpoint index: {error!r}") from error

@@ -83,7 +83,7 @@ class NativeModel:
             dropped = tuple(content.pop("dropped"))
             model = cls(spec=spec, dropped=dropped, **content)
             differing = {tensor.name for tensor in native_tensors(spec)} ^ set(model.files)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
             raise CorruptObjectError(f"{origin}: not a native model description: {error!r}") from error

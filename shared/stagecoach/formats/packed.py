@@ -256,7 +256,7 @@ def read_packed_json(data: bytes) -> dict[str, Any]:
     """
     try:
         description = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptObjectError(f"{PACKED_JSON}: expected JSON, got: {error}") from error
     found = (description.get("format"), description.get("format_version")) if isinstance(description, dict) else None
     if found != (FORMAT, FORMAT_VERSION):

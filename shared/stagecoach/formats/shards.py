@@ -85,7 +85,7 @@ class Shards:
                     f"{origin}: expected {FORMAT} version {VERSION}, got {content['format']!r} {content['version']!r}"
                 )
             return cls(ModelSpec.from_json(content["spec"]), RankLayout(**content["layout"]), str(content["dtype"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
             raise CorruptObjectError(f"{origin}: not a description of shards: {error!r}") from error

@@ -172,10 +172,10 @@ def _refuse_without_progress(
 
 def _heartbeat(store: ObjectStore, trained: str, number: int) -> dict[str, Any] | None:
     try:
-        beat: dict[str, Any] = json.loads(store.get(heartbeat_key(trained, number)))
-    except (ObjectMissing, ValueError):
+        beat = json.loads(store.get(heartbeat_key(trained, number)))
+    except (ObjectMissing, ValueError, RecursionError):
         return None
-    return beat
+    return beat if isinstance(beat, dict) else None
 
 
 class Fence:

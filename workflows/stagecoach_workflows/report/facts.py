@@ -185,7 +185,7 @@ def _data(store: ObjectStore, plan: Plan) -> dict[str, Any]:
         return dict(manifest.summary)
     try:
         return {**manifest.summary, **json.loads(store.get(entry.path))}
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CorruptObjectError(f"{store.url.rstrip('/')}/{entry.path}: expected JSON, got: {error}") from error
 
 

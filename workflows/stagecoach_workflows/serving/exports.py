@@ -124,7 +124,7 @@ def _checked(exported: Input) -> dict[str, Path]:
 def _object(file: Path, export: str) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{export}: {file.name}: expected JSON, got: {error}; export the model again") from error
     if not isinstance(value, dict):
         raise DataError(f"{export}: {file.name}: expected a JSON object, got {type(value).__name__}")

@@ -39,7 +39,7 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: expected one JSON object, got: {error}") from error
     if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
         raise DataError(f"{where}: expected {_ROW}, got {line[:80]!r}")
