@@ -139,8 +139,8 @@ test-faults: setup ## The fault campaign, writes its table to docs/reliability.m
 	$(BIN)/python -m tests.faults.campaign --seed $(or $(SEED),1) $(if $(CASES),--cases $(CASES),--report docs/reliability.md) $(ARGS)
 
 .PHONY: test-images
-test-images: setup ## Sizes against images/budgets.toml, users, labels, start time of the built images
-	$(PYTEST) -m images tests/images $(ARGS)
+test-images: setup ## Sizes against images/budgets.toml, users, labels, start time of the built images; a run in them gives the bits of a local one
+	$(PYTEST) -n 0 -m images tests/images tests/pipeline/test_docker_run.py $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: setup ## The proofs on the cluster of KUBECONFIG, or of `make cluster-up`
