@@ -91,7 +91,8 @@ class FakeEngine:
         counts = [int((batch.targets_T[a:b] != IGNORED_TARGET).sum()) for a, b in itertools.pairwise(starts)]
         num = np.array(counts, np.int64)
         losses = np.array([n * self.heldout_loss / (1.0 + self.num_updates) if n else 0.0 for n in counts])
-        return EvalResult(float(losses.sum()), int(num.sum()), 0, losses, num, num * 0)
+        correct = np.minimum(num, 1)  # one a document
+        return EvalResult(float(losses.sum()), int(num.sum()), int(correct.sum()), losses, num, correct)
 
     def greedy(self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int]) -> list[int]:
         return [*prompt_ids[-1:], stop_ids[0]]

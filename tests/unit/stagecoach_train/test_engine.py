@@ -190,6 +190,17 @@ def test_the_pieces_of_one_rank_are_the_whole_model() -> None:
         assert np.array_equal(whole[f"{name}/weight"], weight.astype(np.float32))
 
 
+@pytest.mark.parametrize("compute_dtype", ["fp32", "bf16"])
+def test_a_snapshot_stays_what_it_was_while_training_goes_on(compute_dtype: str) -> None:
+    """It is written in the background, steps later."""
+    engine = engine_of(compute_dtype=compute_dtype)
+    step(engine, 0)
+    snapshot = list(engine.state_pieces())
+    before = [piece.tensor.tobytes() for piece in snapshot]
+    step(engine, 1)
+    assert [piece.tensor.tobytes() for piece in snapshot] == before
+
+
 def test_one_recompute_mode_a_layer_is_asked_for() -> None:
     with pytest.raises(ConfigError, match="recompute lists 1 layers but the model has 2"):
         engine_of(recompute=("full",))

@@ -52,6 +52,8 @@ def test_each_document_has_its_own_numbers() -> None:
     assert found.loss_sums.tolist() == [2.0, 1.0] * 5  # the fake's loss is 1 a target before any update
     assert (found.summary.loss, found.summary.num_targets) == (1.0, 15)
     assert found.summary.perplexity == pytest.approx(2.718281828)
+    assert found.summary.per_source == {"chat": 1.0, "code": 1.0}  # 5 and 10 targets
+    assert found.summary.accuracy == 10 / 15
 
 
 @pytest.mark.parametrize(("dp", "k"), [(2, 1), (3, 1), (2, 2), (1, 3), (4, 2)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from stagecoach.outputs import Output, open_input
 from stagecoach.recipe.train import TrainConfig
 from stagecoach.storage.memory import MemoryStore
 from stagecoach_train.batch import MicroBatchShape
+from stagecoach_train.engine import Engine
 from stagecoach_train.planning import refuse_uneven
+from stagecoach_train.results import StepResult
 from stagecoach_train.run import check, run
+from stagecoach_train.schedule import learning_rate
 from tests.unit.stagecoach_train.tiny_inputs import SPEC, tiny_inputs
 
 TRAINED = "trained/tiny-0123456789abcdef/"
@@ -83,6 +87,32 @@ class TestWholeStage:
         again = train(store, tmp_path, keep_last=9)
         name = "iter_0000006/rank-00000.safetensors"
         assert again.objects[name].path.startswith(f"{TRAINED}iter_0000006/attempt-0002/")
+        assert again.objects[name].sha256 == whole.objects[name].sha256
+
+    def test_a_skipped_step_stays_skipped_for_the_optimizer_of_a_resumed_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Adam's bias correction counts updates, not steps."""
+        train_step = Engine.train_step
+
+        def overflowing_second_step(engine: Engine, *arguments: Any) -> StepResult:
+            if arguments[-1] != learning_rate(config(), 1, 6):
+                return train_step(engine, *arguments)
+            forward_backward = engine.pipeline.forward_backward
+            with monkeypatch.context() as patch:
+                patch.setattr(engine.pipeline, "forward_backward", lambda batches: forward_backward(batches) + math.inf)
+                return train_step(engine, *arguments)
+
+        monkeypatch.setattr(Engine, "train_step", overflowing_second_step)
+        store = MemoryStore("run")
+        whole = train(store, tmp_path, keep_last=9)
+        assert whole.summary["skipped_steps"] == [2]
+        store.delete([TRAINED + "manifest.json"])
+        for later in ("iter_0000004", "iter_0000006"):
+            store.delete([info.key for info in store.list(TRAINED + later)])
+        again = train(store, tmp_path, keep_last=9)
+        name = "iter_0000006/rank-00000.safetensors"
+        assert "attempt-0002" in again.objects[name].path
         assert again.objects[name].sha256 == whole.objects[name].sha256
 
     def test_how_long_a_start_took_is_recorded(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

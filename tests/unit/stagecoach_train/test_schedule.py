@@ -52,3 +52,9 @@ def test_without_warmup_the_first_rate_is_near_the_peak() -> None:
 def test_the_inverse_square_root_stops_at_the_end_rate() -> None:
     config = TrainConfig(lr=1.0, min_lr=0.5, warmup_steps=1, steps=100, schedule="inverse_square_root")
     assert learning_rate(config, 98, 100) == 0.5
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
+def test_beyond_the_end_the_end_rate_stays(schedule: str) -> None:
+    config = TrainConfig.model_validate({**MISTRAL, "schedule": schedule})
+    assert learning_rate(config, 800, 760) == pytest.approx(1e-6, rel=1e-12)
