@@ -1,6 +1,9 @@
-"""Training speed on two NVIDIA GPUs (and on one) against transformers + FSDP2, peer and ours in the same run on the same cards.
+"""Training speed on NVIDIA GPUs of one host against transformers + FSDP2, peer and ours in the same run on the same cards.
 
-    python benchmarks/bench_gpu.py [--rows data_parallel,..] [--attention fa4]
+    python benchmarks/bench_gpu.py [--rows data_parallel,..] [--attention fa4]    two GPUs
+    python benchmarks/bench_gpu.py --gpus 1 [..]                                  one; the whole model needs 105 GiB
+    python benchmarks/bench_gpu.py --gpus 4 [..]                                  four; also a TP 4 checkpoint resumed as FSDP 4
+    .. --small                                                                    a toy on as many CPU processes; judges nothing
 
 Writes ``results/gpu-<card>-<row>-<attention>.json``, closes with one line of ``key=value`` figures, and exits 1 below a
 floor of ``floors.toml``.
@@ -27,19 +30,43 @@ STUDY_CEILING_FLOPS = 774e12
 PEER_TOLERANCE = 0.06
 
 _WORK = "--same-lengths --accumulate 4 --recompute selective --steps 5"
-ROWS = {
+ROWS_OF_ONE = {
+    "one_gpu": "--layers 8 --pack-tokens 16384 --recompute none --same-lengths --steps 8 --layouts 50",
+    "one_gpu_accumulated": f"--layers 8 --pack-tokens 8192 {_WORK}",
+    "one_gpu_fp8": "--layers 8 --pack-tokens 16384 --recompute none --same-lengths --steps 8 --fp8",
+    "whole_model": f"--pack-tokens 8192 {_WORK}",
+    "whole_model_fp8": f"--pack-tokens 8192 {_WORK} --fp8",
+}
+ROWS_OF_TWO = {
     "data_parallel": f"--dp 2 --pack-tokens 8192 {_WORK}",
     "tensor_parallel": f"--tp 2 --async-tp --pack-tokens 16384 {_WORK}",
     "forty_gb": f"--tp 2 --async-tp --layers 16 --memory-cap-gb 38 --regather --pack-tokens 16384 {_WORK}",
-    "one_gpu": "--layers 8 --pack-tokens 16384 --recompute none --same-lengths --steps 8 --layouts 50",
 }
-AGAINST_PEER = ("data_parallel", "tensor_parallel")
+ROWS_OF_FOUR = {
+    "tp4": f"--tp 4 --async-tp --pack-tokens 16384 {_WORK}",
+    "fsdp4": f"--dp 4 --fsdp --pack-tokens 16384 {_WORK}",
+    "tp4_forty_gb": f"--tp 4 --async-tp --memory-cap-gb 40 --regather --pack-tokens 16384 {_WORK}",
+    "tp2_fsdp2": f"--tp 2 --dp 2 --fsdp --pack-tokens 16384 {_WORK}",
+    "pp4": f"--pp 4 --pack-tokens 16384 {_WORK} --accumulate 16",
+    "tp4_to_fsdp4": "--layers 8 --pack-tokens 16384",
+}
+ROWS = {1: ROWS_OF_ONE, 2: ROWS_OF_TWO, 4: ROWS_OF_FOUR}
+"""Number of GPUs -> row -> arguments of ``train_step.py`` (of ``layout_change.py`` for LAYOUT_CHANGE)."""
+AGAINST_PEER = ("one_gpu_accumulated", "data_parallel", "tensor_parallel", "tp4", "fsdp4")
+LAYOUT_CHANGE = {"tp4_to_fsdp4": ("--tp 4 --accumulate 4", "--dp 4 --fsdp --accumulate 1")}
+LARGEST_LOSS_CHANGE = 2e-3
+"""Relative difference between the losses of one step in two layouts, bf16 products."""
+SMALL = "--small --layers 8 --pack-tokens 256 --dtype fp32 --moments fp32 --steps 2 --attention auto"
 STARTED_TWICE = "data_parallel"
 """The row whose first step is also timed with the compile cache that the first run left."""
 FIGURES = (
     "mfu",
     "tokens_per_second_per_gpu",
+    "tokens_per_second",
     "peak_gib",
+    "peak_gb",
+    "imbalance",
+    "exposed_communication_milliseconds",
     "plan_off_by",
     "cold_start_seconds",
     "cached_start_seconds",
@@ -50,45 +77,81 @@ CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "FLASH_ATTENTION_CUTE_D
 def main() -> int:
     """Measure, write, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--gpus", type=int, default=2, choices=tuple(ROWS))
+    parser.add_argument("--rows", help="which rows; all of that number of GPUs if left out")
     parser.add_argument("--attention", default="auto", choices=("auto", "varlen", "fa4"))
+    parser.add_argument("--small", action="store_true")
     flags = parser.parse_args()
-    rows = flags.rows.split(",")
+    rows = flags.rows.split(",") if flags.rows else list(ROWS[flags.gpus])
     backend = "fa4" if flags.attention == "fa4" else "stock"
     peer = None
     if set(rows) & set(AGAINST_PEER):
-        peer = _torchrun("gpu_peer.py", ["--accumulation", "4"], "RESULT ")
-        _check_peer(peer)
-    floors = tomllib.loads((HERE / "floors.toml").read_text())["gpu"][backend]
+        small = ["--small", "--layers", "4"] if flags.small else ["--layers", "8"] if flags.gpus == 1 else []
+        peer = _torchrun("gpu_peer.py", ["--accumulation", "4", *small], "RESULT ", num_gpus=flags.gpus)
+        if flags.gpus == 2 and not flags.small:
+            _check_peer(peer)
+    section = tomllib.loads((HERE / "floors.toml").read_text())["gpu4" if flags.gpus == 4 else "gpu"]
     figures: dict[str, Any] = {}
     failures: list[str] = []
     for row in rows:
-        arguments = [*ROWS[row].split(), "--attention", flags.attention]
-        with tempfile.TemporaryDirectory(prefix="compiled-") as cache:
-            try:
-                ours = _torchrun("train_step.py", arguments, "{", num_gpus=1 if row == "one_gpu" else 2, cache=cache)
-                if row == STARTED_TWICE:
-                    again = _torchrun("train_step.py", [*arguments, "--steps", "1"], "{", cache=cache)
-                    ours["cached_start_seconds"] = again["cold_start_seconds"]
-            except NoResultError as error:
-                failures.append(f"{row}: {error}")
-                continue
-        result = {"ours": ours, "peer": peer if row in AGAINST_PEER else None, "attention": backend}
-        _result_file(row, backend, ours["device"]).write_text(json.dumps(result, indent=1) + "\n")
-        for name in FIGURES:
-            if name in ours:
-                figures[f"{row}_{name}"] = ours[name]
-        if peer is not None and row in AGAINST_PEER:
-            ratio = ours["tokens_per_second_per_gpu"] / peer["tokens_per_second_per_gpu"]
-            figures[f"{row}_ratio_to_peer"] = round(ratio, 3)
-        compiled = ours["graphs_after_step_2"] + (ours["layouts"] or {"graphs": 0})["graphs"]
-        if compiled:
-            failures.append(f"{row} compiled {compiled} graphs after its second step")
-        failures += _below(floors, {name: value for name, value in figures.items() if name.startswith(row)})
+        arguments = [
+            *ROWS[flags.gpus][row].split(),
+            *(SMALL.split() if flags.small else ["--attention", flags.attention]),
+        ]
+        try:
+            if row in LAYOUT_CHANGE:
+                figures[f"{row}_loss_change"] = _layout_change(row, arguments, flags.gpus)
+            else:
+                found = _measured(row, arguments, flags.gpus, peer)
+                figures |= found.pop("figures")
+                failures += found.pop("failures")
+                if not flags.small:
+                    _result_file(row, backend, found["ours"]["device"]).write_text(
+                        json.dumps({**found, "attention": backend}, indent=1) + "\n"
+                    )
+        except NoResultError as error:
+            failures.append(f"{row}: {error}")
+            continue
+        if not flags.small:
+            failures += _below(
+                section[backend], {name: value for name, value in figures.items() if name.startswith(row)}
+            )
     for failure in failures:
         print(f"not good enough: {failure}")
     print(" ".join(f"{name}={value}" for name, value in figures.items()))
     return 1 if failures else 0
+
+
+def _measured(row: str, arguments: list[str], num_gpus: int, peer: dict[str, Any] | None) -> dict[str, Any]:
+    """Run one row with an empty compile cache; returns its results, its figures, and what it did that it must not."""
+    peer = peer if row in AGAINST_PEER else None
+    with tempfile.TemporaryDirectory(prefix="compiled-") as cache:
+        ours = _torchrun("train_step.py", arguments, "{", num_gpus=num_gpus, cache=cache)
+        if row == STARTED_TWICE:
+            again = _torchrun("train_step.py", [*arguments, "--steps", "1"], "{", num_gpus=num_gpus, cache=cache)
+            ours["cached_start_seconds"] = again["cold_start_seconds"]
+    figures = {f"{row}_{name}": ours[name] for name in FIGURES if name in ours}
+    if peer is not None:
+        ratio = ours["tokens_per_second_per_gpu"] / peer["tokens_per_second_per_gpu"]
+        figures[f"{row}_ratio_to_peer"] = round(ratio, 3)
+    compiled = ours["graphs_after_step_2"] + (ours["layouts"] or {"graphs": 0})["graphs"]
+    failures = [f"{row} compiled {compiled} graphs after its second step"] if compiled else []
+    return {"ours": ours, "peer": peer, "figures": figures, "failures": failures}
+
+
+def _layout_change(row: str, arguments: list[str], num_gpus: int) -> float:
+    """Save a checkpoint in one layout, resume it in another; returns the largest relative difference of their losses."""
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+        saved, resumed = (
+            _torchrun("layout_change.py", [*arguments, *layout.split(), "--store", folder], "{", num_gpus=num_gpus)
+            for layout in LAYOUT_CHANGE[row]
+        )
+    if (saved["resumed"], resumed["resumed"]) != (False, True):
+        raise NoResultError("the second layout did not find the checkpoint of the first")
+    change = max(abs(theirs / ours - 1) for ours, theirs in zip(saved["losses"], resumed["losses"], strict=True))
+    if change > LARGEST_LOSS_CHANGE:
+        raise NoResultError(f"losses {saved['losses']} became {resumed['losses']}")
+    return change
 
 
 def _result_file(row: str, backend: str, device: str) -> Path:
@@ -119,16 +182,18 @@ def _torchrun(
     if cache is not None:
         environment |= {name: os.path.join(cache, name.lower()) for name in CACHES}
     done = subprocess.run(
-        [*launcher, str(HERE / script), *arguments], capture_output=True, text=True, timeout=400, env=environment
+        [*launcher, str(HERE / script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=None if "--small" in arguments else 400,  # a rehearsal may run on a busy machine
+        env=environment,
     )
     lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith(marker)]
     if not lines:
         raise NoResultError(f"{script} gave no result (exit code {done.returncode}):\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(lines[-1])
-    print(
-        f"{script} {' '.join(arguments)}: {found['tokens_per_second_per_gpu']:.0f} tokens/s/GPU, MFU {found['mfu']:.1%}",
-        flush=True,
-    )
+    shown = ("tokens_per_second_per_gpu", "mfu", "losses")
+    print(f"{script} {' '.join(arguments)}:", *(f"{name} {found[name]}" for name in shown if name in found), flush=True)
     return found
 
 

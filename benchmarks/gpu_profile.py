@@ -13,7 +13,7 @@ KINDS = {
     "loss": ("_row_statistics", "_row_gradient"),
     "exchange_additions": ("_add_parts",),
     "copies": ("memcpy", "memset"),
-    "elementwise": ("triton_", "elementwise", "reduce", "index", "embedding", "cat"),
+    "elementwise": ("triton_", "_swiglu_gradient", "elementwise", "reduce", "index", "embedding", "cat"),
 }
 """Kind -> parts of kernel names in lower case; the first kind that has one counts. The rest is "other"."""
 
@@ -45,8 +45,9 @@ def length(intervals: Iterable[Interval]) -> float:
 def breakdown(kernels: Iterable[tuple[str, float, float]]) -> dict[str, float]:
     """Sum up kernels (name, start, end; microseconds) to milliseconds by kind.
 
-    Kinds overlap where streams do, so that they can add up to more than ``wall``. ``exposed_communication`` is the time
-    in which only communication runs, ``idle`` that in which nothing does.
+    Kinds overlap where streams do, so that they can add up to more than ``wall``. ``computing`` is the time in
+    which anything but communication runs, ``exposed_communication`` that in which only communication does, ``idle`` that in
+    which nothing does.
     """
     spans: dict[str, list[Interval]] = {}
     for name, start, end in kernels:
@@ -58,6 +59,7 @@ def breakdown(kernels: Iterable[tuple[str, float, float]]) -> dict[str, float]:
     wall = everything[-1][1] - everything[0][0]
     figures = {kind: length(found) for kind, found in spans.items()}
     figures |= {
+        "computing": length(computing),
         "exposed_communication": length(everything) - length(computing),
         "idle": wall - length(everything),
         "wall": wall,
