@@ -12,7 +12,7 @@ from stagecoach.settings import Settings
 from tests.cluster.client import Cluster
 from tests.cluster.setup_store import ACCESS_KEY, BUCKET, ENDPOINT_URL, SECRET_KEY
 
-LONG_TRAINING = "train.steps=1200 train.save_every_steps=100 train.evaluate_every_steps=600"
+LONG_TRAINING = "train.steps=1600 train.save_every_steps=100 train.evaluate_every_steps=800"
 """Settings over the micro recipe: long enough to interfere, with a checkpoint every few seconds."""
 
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,9 @@ def test_a_run_is_seen_cancelled_and_goes_on_from_its_checkpoint(
     submit = ["submit", "--from", "stagecoach-micro", "--store", store_url, *settings]
     run, name = started(stagecoach(*submit))
     cluster.first_checkpoint(name, store_url)
-    status, logs = stagecoach("status", run), stagecoach("logs", run, "--task", "train", "--tail", "50")
+    look = [("status", run), ("logs", run, "--task", "train", "--tail", "50")]
+    with ThreadPoolExecutor() as pool:  # at once, as the training must still be going on when it is cancelled
+        status, logs = pool.map(lambda words: stagecoach(*words), look)
     assert re.search(r"train\s+Running", status.stdout), status.stdout + status.stderr
     assert "step" in logs.stdout, logs.stdout + logs.stderr
     assert stagecoach("cancel", run).returncode == 0
