@@ -30,7 +30,7 @@ class Package:
     """One package that an image holds."""
 
     kind: str
-    """``pypi`` or ``deb``."""
+    """``pypi``, ``vendored`` (a Python package that lies inside another one) or ``deb``."""
     name: str
     version: str
     license: str
@@ -56,7 +56,8 @@ def packages_of(path: Path) -> list[Package]:
                     continue
                 content = layer.extractfile(member)
                 text = content.read().decode("utf-8", "replace") if content else ""
-                found[name] = list(_debian(text)) if is_debian else [_python(text)]
+                kind = "vendored" if "/_vendor/" in name else "pypi"
+                found[name] = list(_debian(text)) if is_debian else [_python(text, kind)]
     return sorted({package for packages in found.values() for package in packages})
 
 
@@ -67,10 +68,10 @@ def _debian(status: str) -> Iterator[Package]:
             yield Package("deb", str(fields["Package"]), str(fields["Version"]), "NOASSERTION")
 
 
-def _python(metadata: str) -> Package:
+def _python(metadata: str, kind: str) -> Package:
     fields = HeaderParser().parsestr(metadata)
     name = re.sub(r"[-_.]+", "-", str(fields["Name"])).lower()
-    return Package("pypi", name, str(fields["Version"]), str(fields.get("License-Expression", "NOASSERTION")))
+    return Package(kind, name, str(fields["Version"]), str(fields.get("License-Expression", "NOASSERTION")))
 
 
 def document(image: Image, packages: list[Package], version: str) -> dict[str, Any]:

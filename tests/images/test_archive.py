@@ -96,8 +96,10 @@ def test_compressed_size_is_that_of_gzip() -> None:
 def test_the_packages_of_an_image_are_those_it_holds(tmp_path: Path) -> None:
     base = {"./var/lib/dpkg/status": DPKG}
     stage = {"opt/venv/lib/some_package-1.2.dist-info/METADATA": METADATA, "opt/METADATA": "no package"}
+    stage["opt/venv/lib/setuptools/_vendor/some_package-1.2.dist-info/METADATA"] = METADATA
     normalise(archive(tmp_path / "saved", [base, stage], 5), tmp_path / "x.tar", "localhost/x", 0)
     assert packages_of(tmp_path / "x.tar") == [
         Package("deb", "libc6", "2.36-9", "NOASSERTION"),
         Package("pypi", "some-package", "1.2", "MIT"),
+        Package("vendored", "some-package", "1.2", "MIT"),
     ]
