@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from stagecoach.manifest import Manifest, read_manifest
+from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.local import LocalStore
 from tests.faults.train_driver import TRAINED
 from tests.unit.stagecoach_train.tiny_inputs import tiny_inputs
@@ -56,26 +57,32 @@ def test_under_torchrun(tmp_path: Path) -> None:
     assert len([name for name in trained(store).objects if name.startswith("iter_0000004/rank-")]) == 2
 
 
-def run_on_two_machines(store: LocalStore, folder: Path, config: dict[str, Any], run_id: str) -> list[str]:
-    """Train on two machines that meet on this one; returns what they said."""
+def start_two_machines(
+    store: ObjectStore, folder: Path, config: dict[str, Any], run_id: str, **variables: str
+) -> list[subprocess.Popen[str]]:
+    """Start a training on two machines that meet on this one, each with a scratch folder of its own; machine 0 first."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    machines = [
-        subprocess.Popen(
+    machines: list[subprocess.Popen[str]] = []
+    for node in (1, 0):
+        scratch = folder / f"scratch-{node}"
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "STAGECOACH_NODE_RANK": str(node)}
+        process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.train_driver", store.url, run_id, json.dumps({**config, "nodes": 2})],
             cwd=ROOT,
-            env=environ(
-                folder / f"scratch-{node}",
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-                STAGECOACH_NODE_RANK=str(node),
-            ),
+            env=environ(scratch, **meeting, **variables),
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
-        for node in (1, 0)
-    ]
+        machines.insert(0, process)
+    return machines
+
+
+def run_on_two_machines(store: LocalStore, folder: Path, config: dict[str, Any], run_id: str) -> list[str]:
+    """Train on two machines to the end; returns what they said, machine 0 first."""
+    machines = start_two_machines(store, folder, config, run_id)
     said = [machine.communicate(timeout=600)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
     return said
@@ -105,5 +112,5 @@ def test_two_machines_go_on_from_a_checkpoint_with_the_same_bits(tmp_path: Path)
     keys = [info.key for info in store.list(TRAINED)]
     store.delete([key for key in keys if key == f"{TRAINED}manifest.json" or "iter_0000004" in key])
     said = run_on_two_machines(store, tmp_path, recipe, "run-a")
-    assert "attempt 2, from iteration 2" in said[1]
+    assert "attempt 2, from iteration 2" in said[0]
     assert last_checkpoint(store) == expected
