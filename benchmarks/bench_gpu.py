@@ -113,9 +113,7 @@ def main() -> int:
             failures.append(f"{row}: {error}")
             continue
         if not flags.small:
-            failures += _below(
-                section[backend], {name: value for name, value in figures.items() if name.startswith(row)}
-            )
+            failures += _below(section[backend], row, figures)
     for failure in failures:
         print(f"not good enough: {failure}")
     print(" ".join(f"{name}={value}" for name, value in figures.items()))
@@ -160,12 +158,14 @@ def _result_file(row: str, backend: str, device: str) -> Path:
     return HERE / "results" / f"gpu-{card}-{row}-{backend}.json"
 
 
-def _below(floors: dict[str, Any], figures: dict[str, float]) -> list[str]:
-    """Say which of a row's figures are below their floors, or above their caps."""
-    least, most = floors["least"], floors["most"]
+def _below(floors: dict[str, dict[str, float]], row: str, figures: dict[str, Any]) -> list[str]:
+    """Say which of a row's figures are below their floors, above their caps, or missing."""
+    judged = {f"{row}_{name}" for name in (*FIGURES, "ratio_to_peer")}
+    least, most = ({name: floors[end][name] for name in floors[end] if name in judged} for end in ("least", "most"))
     return [
-        *(f"{name} {figures[name]} < {floor}" for name, floor in least.items() if figures.get(name, floor) < floor),
-        *(f"{name} {figures[name]} > {cap}" for name, cap in most.items() if figures.get(name, cap) > cap),
+        *(f"{name} was not measured" for name in {**least, **most} if figures.get(name) is None),
+        *(f"{name} {figures[name]} < {floor}" for name, floor in least.items() if (figures.get(name) or floor) < floor),
+        *(f"{name} {figures[name]} > {cap}" for name, cap in most.items() if (figures.get(name) or cap) > cap),
     ]
 
 

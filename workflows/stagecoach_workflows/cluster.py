@@ -153,8 +153,12 @@ class Cluster:
     def _came_before(self, name: str, template: str) -> bool:
         """Whether Argo gave a workflow up for want of its template; waits until it looked at it, but not for long."""
         end = time.monotonic() + _FIRST_LOOK_SECONDS
-        while (state := self.state(name)).phase == "Pending" and time.monotonic() < end:
-            time.sleep(_POLL_SECONDS)
+        try:
+            while (state := self.state(name)).phase == "Pending" and time.monotonic() < end:
+                time.sleep(_POLL_SECONDS)
+        except (MissingInputError, UnavailableError, ConfigError):
+            # The run exists: who submitted must get its name, even if nobody may look at it, or not now.
+            return False
         return state.phase == "Error" and f'"{template}" not found' in state.message
 
     def _disown(self, name: str) -> None:

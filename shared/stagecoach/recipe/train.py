@@ -141,7 +141,7 @@ class TrainConfig(Section):
     compute_dtype: ComputeDtype = result("bf16")
     """Type of the matrix products; masters and gradients are fp32 (fp64 with fp64)."""
     matmul_precision: Literal["compute_dtype", "fp8_tensorwise"] = result("compute_dtype")
-    """fp8_tensorwise: the four products of each layer in 8-bit floats with one scale a tensor, on Hopper GPUs; faster,
+    """fp8_tensorwise: the four products of each layer in 8-bit floats with one scale a tensor, on GPUs from Ada on; faster,
     and an approximation whose rounding depends on layout and micro-batches."""
     moments_dtype: ComputeDtype = result("fp32")
     """Type in which AdamW's moments are kept; bf16 rounds the second one stochastically."""

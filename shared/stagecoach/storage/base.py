@@ -27,6 +27,30 @@ DEFAULT_CONTENT_TYPE = "application/octet-stream"
 Write = Callable[[bytes | memoryview], None]
 """Takes the next bytes of an object; it does not keep the view."""
 
+
+class Writing:
+    """A ``Write`` that fails for good once it failed, so that no object can have a hole where an error was passed over."""
+
+    def __init__(self, write: Write) -> None:
+        """Pass everything on to ``write``."""
+        self._write = write
+        self._error: BaseException | None = None
+
+    def __call__(self, data: bytes | memoryview) -> None:
+        """Write, or raise what went wrong before."""
+        self.check()
+        try:
+            self._write(data)
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def check(self) -> None:
+        """Raise what went wrong in an earlier write, if anything did."""
+        if self._error is not None:
+            raise self._error
+
+
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\\]")
 
 
@@ -136,8 +160,8 @@ class ObjectStore(Protocol):
     def create(self, key: str) -> AbstractContextManager[Write]:
         """Write an object piece by piece, without a copy elsewhere, under a key that is new (of a fresh ``try-`` folder).
 
-        The object is there, whole, when the block ends; if the block raises there is none. What a killed process leaves
-        is ``unfinished``. Memory stays below some parts of the object.
+        The object is there, whole, when the block ends; if the block raises, or a write failed and the block went on,
+        there is none. What a killed process leaves is ``unfinished``. Memory stays below some parts of the object.
         """
         ...
 

@@ -23,6 +23,7 @@ from stagecoach.storage.base import (
     ObjectInfo,
     UnfinishedUpload,
     Write,
+    Writing,
     utf8_order,
     validate_folder,
     validate_key,
@@ -150,7 +151,9 @@ class LocalStore:
                 with self._errors(key):
                     _write(descriptor, data)
 
-            yield write
+            writing = Writing(write)
+            yield writing
+            writing.check()
             with self._errors(key):
                 os.fsync(descriptor)
                 self._place(key, lambda path: os.replace(temporary, path))

@@ -16,6 +16,7 @@ from stagecoach.storage.base import (
     ObjectInfo,
     UnfinishedUpload,
     Write,
+    Writing,
     utf8_order,
     validate_folder,
     validate_key,
@@ -104,7 +105,9 @@ class MemoryStore:
         """See ``ObjectStore.create``."""
         validate_key(key)
         data = bytearray()
-        yield data.extend
+        writing = Writing(data.extend)
+        yield writing
+        writing.check()
         self.put(key, bytes(data))
 
     def put_file(self, key: str, path: Path) -> None:

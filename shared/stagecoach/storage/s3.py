@@ -34,6 +34,7 @@ from stagecoach.storage.base import (
     ObjectInfo,
     UnfinishedUpload,
     Write,
+    Writing,
     utf8_order,
     validate_folder,
     validate_key,
@@ -273,7 +274,9 @@ class S3Store:
                 with self._calls.errors(key):
                     writer.write(data)
 
-            yield write
+            writing = Writing(write)
+            yield writing
+            writing.check()
             with self._calls.errors(key):
                 whole = writer.finish()
                 if whole is not None:

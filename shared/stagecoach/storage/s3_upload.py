@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import secrets
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,10 +27,15 @@ from stagecoach.storage.transfer import Part
 
 MAX_PARTS = 10_000
 _PARTS_OF_BASE_SIZE = 1_000
+_LARGEST_PART_BYTES = 2**30
+"""S3 allows 5 GiB; 10,000 parts that grow to this hold more than the 5 TiB of the largest object."""
 
 
 class S3Upload:
-    """One upload in parts; used by one thread at a time, sends from several."""
+    """One upload in parts; used by one thread at a time, sends from several.
+
+    Only ``close`` may come from another thread than the one that is in ``send``: that of a block that was interrupted.
+    """
 
     def __init__(self, calls: S3Calls, full: str, options: S3Options) -> None:
         """Prepare it; nothing is asked before the first part.
@@ -49,6 +55,8 @@ class S3Upload:
         self._sent: list[dict[str, Any]] = []
         self._free: list[memoryview] = []
         self._size_bytes = 0
+        self._lock = threading.Lock()
+        self._is_closed = False
 
     @property
     def is_begun(self) -> bool:
@@ -78,15 +86,18 @@ class S3Upload:
 
     def send(self, buffer: memoryview, size_bytes: int) -> None:
         """Begin to send the first bytes of a buffer as the next part; every one but the last has 5 MiB or more."""
-        if self._upload_id is None:
-            self._upload_id = self._calls.retry(lambda ask: ask.create_upload(self._full, self._nonce))
-            self._executor = ThreadPoolExecutor(
-                self._options.threads_for(size_bytes), thread_name_prefix="stagecoach-upload"
-            )
-        assert self._executor is not None
-        part = Part(len(self._sent) + len(self._sending), self._size_bytes, size_bytes)
-        self._size_bytes += size_bytes
-        self._sending.append(self._executor.submit(self._put, self._upload_id, part, buffer))
+        with self._lock:
+            if self._is_closed:
+                raise ValueError(f"{self._full}: this upload was given up; nothing can be sent any more")
+            if self._upload_id is None:
+                self._upload_id = self._calls.retry(lambda ask: ask.create_upload(self._full, self._nonce))
+                self._executor = ThreadPoolExecutor(
+                    self._options.threads_for(size_bytes), thread_name_prefix="stagecoach-upload"
+                )
+            assert self._executor is not None
+            part = Part(len(self._sent) + len(self._sending), self._size_bytes, size_bytes)
+            self._size_bytes += size_bytes
+            self._sending.append(self._executor.submit(self._put, self._upload_id, part, buffer))
 
     def complete(self) -> None:
         """Wait for all parts and make them an object.
@@ -107,6 +118,8 @@ class S3Upload:
 
     def close(self, *, abort: bool) -> None:
         """End the threads, when no request runs any more, and delete the parts of an upload that is given up."""
+        with self._lock:  # an interrupted block may have left a thread that is just beginning the upload
+            self._is_closed = True
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
         if abort and self._upload_id is not None:
@@ -153,7 +166,8 @@ def next_part_bytes(size_bytes: int, part_bytes: int) -> int:
         >>> next_part_bytes(1_000 * 16, 16), next_part_bytes(1_001 * 16, 16), next_part_bytes(2_001 * 16, 16)
         (16, 32, 48)
     """
-    return part_bytes * max(1, -(-size_bytes // (part_bytes * _PARTS_OF_BASE_SIZE)))
+    grown = part_bytes * max(1, -(-size_bytes // (part_bytes * _PARTS_OF_BASE_SIZE)))
+    return max(part_bytes, min(grown, _LARGEST_PART_BYTES))
 
 
 class PartsWriter:

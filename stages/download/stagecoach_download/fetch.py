@@ -97,15 +97,20 @@ def copy_file(
     fruitless = 0
     while check.size_bytes < file.size_bytes:
         reached = check.size_bytes
-        cut: UnavailableError
-        try:
-            for data in reader.chunks(file, reached):
-                check.update(data)
-                stream.write(data)
-                on_bytes(len(data))
-            cut = SourceCut(f"{reader.origin}: {file.path}: the connection ended early")
-        except UnavailableError as error:
-            cut = error
+        cut: UnavailableError = SourceCut(f"{reader.origin}: {file.path}: the connection ended early")
+        chunks = iter(reader.chunks(file, reached))
+        while True:
+            # Nothing but the source may fail in here: a store that fails has lost bytes that nobody would write again.
+            try:
+                data = next(chunks, None)
+            except UnavailableError as error:
+                cut = error
+                break
+            if data is None:
+                break
+            check.update(data)
+            stream.write(data)
+            on_bytes(len(data))
         if check.size_bytes == file.size_bytes:
             break
         fruitless = 0 if check.size_bytes > reached else fruitless + 1

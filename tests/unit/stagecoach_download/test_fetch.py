@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stagecoach.errors import CorruptObjectError, UnavailableError
+from stagecoach.errors import CorruptObjectError, StoreUnavailable, UnavailableError
 from stagecoach.outputs import Output
 from stagecoach.recipe.download import ResolvedFile
 from stagecoach.storage.memory import MemoryStore
@@ -63,6 +63,26 @@ def test_a_source_without_progress_is_given_up() -> None:
     with pytest.raises(UnavailableError, match="gave up at byte 10 of 100 after 6 fruitless attempts"):
         copied(reader)
     assert len(reader.starts) == 1 + MAX_FRUITLESS_ATTEMPTS
+
+
+class FullDisk(io.BytesIO):
+    """A place for an output that has no room once, and then has."""
+
+    has_failed = False
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        if self.tell() == 10 and not self.has_failed:
+            self.has_failed = True
+            raise StoreUnavailable("file:///full", "a", "no space left")
+        return super().write(data)
+
+
+def test_a_store_that_fails_is_not_a_source_that_was_cut() -> None:
+    """Going on behind the bytes that it lost would make an object with a hole, under the digest of a whole one."""
+    waits = list[float]()
+    with pytest.raises(StoreUnavailable, match="no space left"):
+        copy_file(FILE, ScriptedReader(CONTENT, [30]), FullDisk(), wait=waits.append)
+    assert waits == []
 
 
 def test_slow_progress_is_never_given_up() -> None:

@@ -12,6 +12,7 @@ from kubernetes.client.exceptions import ApiException
 
 from stagecoach.errors import ConfigError, MissingInputError, UnavailableError
 from stagecoach_workflows.cluster import Cluster, workflow_state
+from stagecoach_workflows.workflow_state import WorkflowState
 
 
 def node(name: str, kind: str, phase: str, *children: str, **more: Any) -> dict[str, Any]:
@@ -154,6 +155,17 @@ def test_a_run_that_argo_gave_up_before_its_new_template_arrived_is_made_again()
     api = SlowCache(2, NOT_FOUND)
     assert cluster_with(api).submit(WORKFLOW, new_template=True) == "wf-2"
     assert [w["metadata"]["labels"]["stagecoach/run"] for w in api.workflows] == [None, None, "run"]
+
+
+def test_a_run_that_nobody_may_look_at_still_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It exists: without its name people would submit it once more."""
+    cluster = cluster_with(SlowCache(0, ""))
+
+    def state(name: str) -> WorkflowState:
+        raise UnavailableError("Kubernetes does not answer")
+
+    monkeypatch.setattr(cluster, "state", state)
+    assert cluster.submit(WORKFLOW, new_template=True) == "wf-0"
 
 
 @pytest.mark.parametrize(("new_template", "message"), [(False, NOT_FOUND), (True, "parameter x is missing")])

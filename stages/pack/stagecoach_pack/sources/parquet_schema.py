@@ -46,6 +46,8 @@ def _readable_type(kind: Any, file_name: str) -> Any:
         return pa.map_(_readable_type(kind.key_type, file_name), _readable_type(kind.item_type, file_name))
     if pa.types.is_large_list(kind):
         return pa.large_list(*_readable_fields([kind.value_field], file_name))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(*_readable_fields([kind.value_field], file_name), kind.list_size)
     if pa.types.is_list(kind):
         return pa.list_(*_readable_fields([kind.value_field], file_name))
     return kind

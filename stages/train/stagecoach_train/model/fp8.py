@@ -4,7 +4,7 @@
     dx = dy W        dy as e5m2: 2 bits of mantissa, up to 57,344, because gradients span more magnitudes
     dW = dy^T x
 
-    8-bit value = value x largest / amax(tensor)        product = sum of 8-bit products x both inverse scales
+    8-bit value = value / scale, scale = amax / largest      product = sum of 8-bit products x both scales
 
 Formats and their use as in Micikevicius et al., "FP8 Formats for Deep Learning" (arXiv 2209.05433). Scales come from
 the tensor at hand, not from earlier steps, so that a resumed run needs no state. Weights stay what they were: masters in

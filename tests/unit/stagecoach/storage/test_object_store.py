@@ -122,6 +122,19 @@ class TestObjectStore:
         assert store.get("try-1/a") == b"".join(pieces)
         assert list(store.unfinished()) == []
 
+    def test_a_write_that_failed_cannot_be_passed_over(self, store: ObjectStore) -> None:
+        failures = 0
+        with pytest.raises(TypeError), store.create("try-1/a") as write:
+            write(b"one")
+            for data in ("no bytes", b"two"):
+                try:
+                    write(data)  # type: ignore[arg-type]
+                except TypeError:
+                    failures += 1
+        assert failures == 2
+        assert keys(store) == []
+        assert list(store.unfinished()) == []
+
     @pytest.mark.parametrize("size_bytes", [0, 5, 2**24 + 1, 2**26])
     def test_a_block_that_raises_leaves_no_object(self, store: ObjectStore, size_bytes: int) -> None:
         with pytest.raises(OSError, match="of the block's own"), store.create("try-1/a") as write:

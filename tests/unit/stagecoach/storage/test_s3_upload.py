@@ -9,9 +9,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -19,8 +22,10 @@ from stagecoach.errors import CorruptObjectError, StoreError, StoreUnavailable
 from stagecoach.outputs import Output, open_input
 from stagecoach.settings import Settings
 from stagecoach.storage.open import open_store
+from stagecoach.storage.s3_calls import S3Calls
+from stagecoach.storage.s3_options import S3Options
 from stagecoach.storage.s3_requests import S3Requests
-from stagecoach.storage.s3_upload import MAX_PARTS, next_part_bytes
+from stagecoach.storage.s3_upload import MAX_PARTS, S3Upload, next_part_bytes
 from stagecoach.storage.s3_wire import WireAnswer
 from tests.faulty_s3 import FaultKind, fail_first
 from tests.seaweed import PART_BYTES, big_file, failing
@@ -148,6 +153,48 @@ class TestStreams:
             assert store.head("big") is None
             assert list(store.unfinished()) == []
 
+    def test_an_upload_that_could_not_begin_cannot_be_overlooked(self, s3_environment: SeaweedServer) -> None:
+        with failing(s3_environment, num_threads=1) as (store, proxy):
+            proxy.script = fail_first(4, "503", "POST", "uploads")
+            with pytest.raises(StoreUnavailable), store.create("big") as write:
+                for _ in range(4):
+                    with contextlib.suppress(StoreUnavailable):
+                        write(bytes(PART_BYTES))
+            assert store.head("big") is None
+            assert list(store.unfinished()) == []
+
+    def test_a_block_that_is_interrupted_while_its_upload_begins_aborts_it(self) -> None:
+        """Ctrl-C ends the block in the main thread while another one still asks for the upload."""
+        asked, answered, aborted = threading.Event(), threading.Event(), list[str]()
+
+        class Ask:
+            def create_upload(self, key: str, nonce: str) -> str:
+                asked.set()
+                assert answered.wait(10)
+                return "upload-1"
+
+            def put_part(self, key: str, upload_id: str, part: object, data: object) -> dict[str, Any]:
+                return {}
+
+            def abort_upload(self, key: str, upload_id: str) -> None:
+                aborted.append(upload_id)
+
+        class Calls:
+            def retry(self, call: Callable[[Ask], Any]) -> Any:
+                return call(Ask())
+
+        upload = S3Upload(cast(S3Calls, Calls()), "big", S3Options())
+        with ThreadPoolExecutor() as pool:
+            sending = pool.submit(upload.send, upload.buffer(5), 5)
+            assert asked.wait(10)
+            closing = pool.submit(upload.close, abort=True)
+            answered.set()
+            closing.result(10)
+            sending.result(10)
+        assert aborted == ["upload-1"]
+        with pytest.raises(ValueError, match="was given up"):
+            upload.send(upload.buffer(5), 5)
+
     @pytest.mark.parametrize("holds", ["ours", "another's", "nothing"])
     def test_an_upload_that_is_gone_was_completed_if_the_object_is_ours(
         self, s3_environment: SeaweedServer, monkeypatch: pytest.MonkeyPatch, holds: str
@@ -219,7 +266,9 @@ def test_a_killed_writer_leaves_no_object_but_what_gc_finds(
 def test_parts_grow_so_that_any_object_fits() -> None:
     size_bytes = num_parts = 0
     while size_bytes < 5 * 2**40:
-        size_bytes += next_part_bytes(size_bytes, 16 * 2**20)
+        part_bytes = next_part_bytes(size_bytes, 16 * 2**20)
+        assert part_bytes <= 2**30
+        size_bytes += part_bytes
         num_parts += 1
     assert num_parts < MAX_PARTS
     assert next_part_bytes(16 * 10**9, 16 * 2**20) == 16 * 2**20

@@ -41,7 +41,7 @@ def test_times_are_the_numbers_that_are_stored(column: Any, tmp_path: Path) -> N
 
 def test_times_inside_messages_are_numbers_too(tmp_path: Path) -> None:
     message = pa.struct([("role", pa.string()), ("at", pa.timestamp("us"))])
-    for kind in (pa.list_(message), pa.large_list(message)):
+    for kind in (pa.list_(message), pa.large_list(message), pa.list_(message, 1)):
         table = pa.table({"messages": pa.array([[{"role": "user", "at": 2**62}]], kind)})
         assert rows(tmp_path, table) == [{"messages": [{"role": "user", "at": 2**62}]}]
 
