@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from rich.console import Console
 
-_SHOWN_AS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+_REORDERS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""The directional marks, embeddings, overrides and isolates of Unicode (UAX 9): they move what stands beside them."""
+_SHOWN_AS = {
+    **{code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"},
+    **{code: f"\\u{code:04x}" for code in _REORDERS},
+}
 
 
 def console(plain_width: int = 120) -> Console:
@@ -20,7 +25,7 @@ def console(plain_width: int = 120) -> Console:
 
 
 def visible(text: str) -> str:
-    r"""Return text with its control characters spelled out, but for tabs and line feeds.
+    r"""Return text with its control characters, those of direction too, spelled out, but for tabs and line feeds.
 
     Examples:
         >>> print(visible("a\x1b[2Jb"))

@@ -117,15 +117,17 @@ class S3Upload:
                 raise
 
     def close(self, *, abort: bool) -> None:
-        """End the threads, when no request runs any more, and delete the parts of an upload that is given up."""
+        """End the threads, when no request runs any more, and delete the parts of an upload that is given up.
+
+        That is tried once: a store that is down has used up the retries already, and ``gc`` finds what stays.
+        """
         with self._lock:  # an interrupted block may have left a thread that is just beginning the upload
             self._is_closed = True
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
         if abort and self._upload_id is not None:
-            upload_id = self._upload_id
             with suppress(Exception):
-                self._calls.retry(lambda ask: ask.abort_upload(self._full, upload_id))
+                self._calls.connected().abort_upload(self._full, self._upload_id)
 
     def _is_ours(self) -> bool:
         """Say whether the key holds what this upload made."""

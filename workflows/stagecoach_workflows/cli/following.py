@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stagecoach.errors import UnavailableError
-from stagecoach.terminal import console
+from stagecoach.terminal import console, visible
 from stagecoach_workflows.workflow_state import NodeState, WorkflowState
 
 _POLL_SECONDS = 2.0
@@ -50,13 +50,13 @@ def follow(cluster: StateSource, name: str) -> int:
                 live.update(_table(state), refresh=True)
             time.sleep(_POLL_SECONDS)
         live.update(_table(state), refresh=True)
-    _console.print(f"{state.name}: {state.phase} {state.message}".rstrip())
+    _console.print(visible(f"{state.name}: {state.phase} {state.message}".rstrip()))
     return state.exit_code
 
 
 def show_state(state: WorkflowState) -> None:
     """Print a workflow as it is now."""
-    _console.print(f"{state.name}: {state.phase} {state.message}".rstrip())
+    _console.print(visible(f"{state.name}: {state.phase} {state.message}".rstrip()))
     _console.print(_table(state))
 
 
@@ -65,7 +65,7 @@ def _table(state: WorkflowState) -> Table:
     for node in state.nodes:
         bar = ProgressBar(total=1.0, completed=node.progress, width=24) if node.phase == "Running" else Text("")
         phase = Text(node.phase, style=_STYLES.get(node.phase, "dim"))
-        table.add_row(Text(node.task), phase, bar, Text(_remark(node)))
+        table.add_row(Text(node.task), phase, bar, Text(visible(_remark(node))))
     return table
 
 

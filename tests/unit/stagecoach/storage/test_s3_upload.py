@@ -183,6 +183,9 @@ class TestStreams:
             def retry(self, call: Callable[[Ask], Any]) -> Any:
                 return call(Ask())
 
+            def connected(self) -> Ask:
+                return Ask()
+
         upload = S3Upload(cast(S3Calls, Calls()), "big", S3Options())
         with ThreadPoolExecutor() as pool:
             sending = pool.submit(upload.send, upload.buffer(5), 5)
@@ -192,6 +195,26 @@ class TestStreams:
             closing.result(10)
             sending.result(10)
         assert aborted == ["upload-1"]
+
+    def test_an_abort_that_fails_is_not_tried_again(self) -> None:
+        """With the store down, the abort took as long again as the retries that had just failed."""
+        tries = list[str]()
+
+        class Down:
+            def create_upload(self, key: str, nonce: str) -> str:
+                return "upload-1"
+
+            def put_part(self, *arguments: object) -> dict[str, Any]:
+                return {}
+
+            def abort_upload(self, key: str, upload_id: str) -> None:
+                tries.append(upload_id)
+                raise ConnectionResetError("down")
+
+        upload = S3Upload(S3Calls("s3://b", S3Options(), lambda: cast(S3Requests, Down())), "key", S3Options())
+        upload.send(memoryview(bytearray(8)), 8)
+        upload.close(abort=True)
+        assert tries == ["upload-1"]
         with pytest.raises(ValueError, match="was given up"):
             upload.send(upload.buffer(5), 5)
 
