@@ -97,7 +97,7 @@ TASKS: dict[str, TaskKind] = {
             stage="pack",
             writes="packed",
             reads={"tokenizer": "download-tokenizer", "data": "download-data"},
-            output_version=3,  # keys of tools and arguments keep their order
+            output_version=4,  # what is trained of first answers, of system messages and behind several cuts
             config=PackTaskConfig,
             named_after="data",
         ),

@@ -7,6 +7,8 @@ prefixes:
     render(messages[:k], generation prompt)     ...<user>Hi</user><assistant>
     render(messages[:k + 1])                    ...<user>Hi</user><assistant>Hello!</s>
                                                                               ^^^^^^^^^^ trained
+
+Messages without a prompt of their own (the first, and those that are no answers) are found by a probe in their place.
 """
 
 from __future__ import annotations
@@ -215,7 +217,7 @@ class Renderer:
         token.
         """
         is_assistant = messages[index]["role"] == "assistant"
-        before = self._template(messages[:index], tools, prompt=is_assistant) if index else ""
+        before = self._template(messages[:index], tools, prompt=True) if is_assistant and index else ""
         upto = self._template(messages[: index + 1], tools)
         for text, what in ((before, "the prompt before it"), (upto, "the text up to it")):
             if not full.startswith(text):
@@ -225,14 +227,35 @@ class Renderer:
                     " the whole rendered conversation, so nobody can tell which tokens the model shall produce;"
                     " use chat_format: chatml"
                 )
-        begin = len(before) if is_assistant else self._begin_of_content(messages[: index + 1], tools)
+        if not is_assistant:
+            begin, end = self._content(messages, tools, full, index)
+        elif index:
+            begin, end = len(before), len(upto)
+        else:  # no conversation before it, which could be a prompt; without its calls, which may stand before content
+            plain = [{"role": "assistant", "content": messages[0]["content"]}]
+            begin, end = self._content(plain, tools, upto, 0)[0], len(upto)
         ends = [match.end() for match in self._controls.finditer(upto, begin) if not _is_marked(upto, match)]
-        content = messages[index]["content"].strip()
-        return (begin, ends[-1] if ends else len(upto) if is_assistant else begin + len(content))
+        return (begin, ends[-1] if ends else end)
 
-    def _begin_of_content(self, messages: list[Message], tools: list[Any] | None) -> int:
-        """Return where the last message's content begins in the text, which its own words do not change."""
-        return self._template([*messages[:-1], {**messages[-1], "content": _PROBE_CONTENT}], tools).find(_PROBE_CONTENT)
+    def _content(self, messages: list[Message], tools: list[Any] | None, full: str, index: int) -> Span:
+        """Return the characters of a message's content in ``full``, the text of ``messages``: a probe is put in its
+        place, and all around it has to stay.
+
+        Raises:
+            RowProblem: The probe is lost, or something else changes with it.
+        """
+        probe = {**messages[index], "content": _PROBE_CONTENT}
+        probed = self._template([*messages[:index], probe, *messages[index + 1 :]], tools)
+        before, found, behind = probed.partition(_PROBE_CONTENT)
+        begin, end = len(before), len(full) - len(behind)
+        if not found or begin > end or not (full.startswith(before) and full.endswith(behind)):
+            raise RowProblem(
+                "unclear turn",
+                f"messages[{index}].content",
+                "a message whose place in the rendered text can be told, to train it (or chat_format: chatml)",
+                messages[index]["content"],
+            )
+        return begin, end
 
     def _mark(self, value: Any) -> Any:
         if isinstance(value, str):

@@ -77,13 +77,14 @@ class Cutter:
         self, ids: npt.NDArray[np.int32], trained: npt.NDArray[np.bool_], breaks: npt.NDArray[np.int64]
     ) -> list[Piece]:
         pieces: list[Piece] = []
+        uncut = trained.copy()
         prefix = np.zeros(0, np.int32)
         at = 0
         while at < len(ids):
             room = self._capacity - len(prefix)
             end = len(ids) if len(ids) - at <= room else self._cut_behind(at, room, breaks)
             if end < len(ids):
-                _untrain_end_of_cut_turn(trained, end)
+                _untrain_end_of_cut_turn(trained, uncut, end)
             piece_trained = np.concatenate([np.zeros(len(prefix), np.bool_), trained[at:end]])
             piece_trained[: len(prefix) + 1] = False
             flags = (CUT_BEFORE if at else 0) | (CUT_BEHIND if end < len(ids) else 0)
@@ -102,10 +103,16 @@ class Cutter:
         return int(fitting[-1]) if len(fitting) else at + room
 
 
-def _untrain_end_of_cut_turn(trained: npt.NDArray[np.bool_], cut: int) -> None:
-    """If the cut parts a trained turn from its beginning or its header, leave the token that ends it untrained."""
-    if not trained[cut]:
+def _untrain_end_of_cut_turn(trained: npt.NDArray[np.bool_], uncut: npt.NDArray[np.bool_], cut: int) -> None:
+    """If the cut parts a trained turn from its beginning or its header, leave the token that ends it untrained.
+
+    Args:
+        trained: Targets, bool [n]; changed here.
+        uncut: What they were before any cut: a turn that is cut twice still ends where it did.
+        cut: Index of the first token behind the cut.
+    """
+    if not uncut[cut]:
         return
-    behind = np.flatnonzero(~trained[cut:])
-    last = cut + int(behind[0]) - 1 if len(behind) else len(trained) - 1
+    behind = np.flatnonzero(~uncut[cut:])
+    last = cut + int(behind[0]) - 1 if len(behind) else len(uncut) - 1
     trained[last] = False

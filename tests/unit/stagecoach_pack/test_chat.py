@@ -8,6 +8,7 @@ import pytest
 
 from stagecoach.errors import DataError
 from stagecoach.formats.tokenizer import ChatTokenizer
+from stagecoach.recipe.pack import TrainOn
 from stagecoach_pack.chat import Renderer, hermes_messages
 from stagecoach_pack.conversation import Conversation
 from stagecoach_pack.problems import RowProblem
@@ -121,12 +122,93 @@ def test_llama2_answers_end_with_their_own_end_token() -> None:
     talk = Conversation([{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}] * 2)
     rendered = Renderer(chat_tokenizer("llama2-template"), "assistant").render(talk)
     assert rendered.text == "<s>[INST] u [/INST] a </s>" * 2
-    spans = [
+    assert trained_texts(Renderer(chat_tokenizer("llama2-template"), "assistant"), talk) == [" a </s>", " a </s>"]
+
+
+def trained_texts(renderer: Renderer, talk: Conversation) -> list[str]:
+    """Return the characters that are targets, one text a message."""
+    rendered = renderer.render(talk)
+    return [
         rendered.text[begin:end]
         for (begin, end), chosen in zip(rendered.turns, rendered.trained, strict=True)
         if chosen
     ]
-    assert spans == [" a </s>", " a </s>"]
+
+
+def talk_of(roles: str, *, content: str = "{}", weight: int | None = None) -> Conversation:
+    """Return a conversation of these roles' initials; each message holds its initial and place, the first a weight."""
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    messages: list[dict[str, Any]] = [
+        {"role": names[role], "content": content.format(f"{role}{index}")} for index, role in enumerate(roles)
+    ]
+    return Conversation([messages[0] | ({} if weight is None else {"weight": weight}), *messages[1:]])
+
+
+ENDS = {
+    "llama2-template": ("", " </s>"),
+    "llama3-template": ("<|eot_id|>",) * 2,
+    "smollm2-template": ("<|im_end|>",) * 2,
+}
+"""What ends a question or system message, and an answer."""
+
+
+@pytest.mark.parametrize("family", ENDS)
+@pytest.mark.parametrize(
+    ("train_on", "weight", "roles", "trained"),
+    [
+        ("assistant", None, "auaua", "a0 a2 a4"),
+        ("assistant", 0, "aua", "a2"),
+        ("last", None, "a", "a0"),
+        ("last", 1, "aua", "a0 a2"),
+        ("user", None, "uaua", "u0 u2"),
+        ("user", None, "suaua", "u1 u3"),
+        ("user", None, "aua", "u1"),
+        ("all", None, "suaua", "s0 u1 a2 u3 a4"),
+        ("all", None, "aua", "a0 u1 a2"),
+        ("assistant", 1, "sua", "s0 a2"),
+        ("assistant", 1, "ua", "u0 a1"),
+    ],
+)
+def test_foreign_templates_train_content_and_its_end(
+    family: Family, train_on: TrainOn, weight: int | None, roles: str, trained: str
+) -> None:
+    """Headers, BOS, ``[INST]`` and a template's own system message are no targets, wherever they stand."""
+    expected = [word + ENDS[family][word[0] == "a"] for word in trained.split()]
+    found = trained_texts(Renderer(chat_tokenizer(family), train_on), talk_of(roles, weight=weight))
+    assert [text.lstrip(" ") for text in found] == expected
+
+
+@pytest.mark.parametrize("family", ["llama2-template", "smollm2-template"])
+def test_spaces_around_content_that_a_template_keeps_are_trained(family: Family) -> None:
+    found = trained_texts(Renderer(chat_tokenizer(family), "all"), talk_of("sua", content="  {} \n"))
+    assert found[:2] == ["  s0 \n" + ENDS[family][0], "  u1 \n" + ENDS[family][0]]
+
+
+@pytest.mark.parametrize(
+    ("template", "roles"),
+    [
+        ("{% for m in messages %}<|im_start|>{{ m.content | length }}:{{ m.content }}<|im_end|>{% endfor %}", "aua"),
+        ("{{ messages[0].content }}<|im_end|>{{ messages[0].content | length }}", "u"),
+        ("{% for m in messages %}{{ m.content.replace('probe', '') }}<|im_end|>{% endfor %}", "au"),
+    ],
+    ids=["counted before", "counted behind", "changed"],
+)
+def test_a_message_whose_place_nobody_can_tell_is_not_trained_but_a_problem(template: str, roles: str) -> None:
+    renderer = Renderer(with_template(template), "all")
+    with pytest.raises(RowProblem, match=r"messages\[0\]\.content: expected a message whose place .* can be told"):
+        renderer.render(talk_of(roles))
+
+
+def test_calls_of_a_first_answer_are_trained_where_a_template_writes_them_before_content() -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments }}{% endfor %}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    talk = Conversation([{"role": "assistant", "content": "", "tool_calls": [CALL]}, *TOOL_TALK.messages[2:]])
+    assert (
+        trained_texts(Renderer(with_template(template), "assistant"), talk)[0] == "weather{'city': 'Zürich'}<|im_end|>"
+    )
 
 
 def test_control_strings_of_content_are_found_where_they_stand() -> None:

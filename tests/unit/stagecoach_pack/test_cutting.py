@@ -74,6 +74,18 @@ def test_an_answer_that_is_cut_from_its_header_has_no_end_token() -> None:
     ]
 
 
+def test_an_answer_that_is_cut_often_loses_its_end_token_alone() -> None:
+    # capacity 5, BOS: cut before 5, 9, 13 and 17; the answer is 2..16, its end token 16; 5, 9 and 13 begin pieces
+    found = pieces("..###############.", 5, "split", bos=1)
+    assert ["".join(".#"[bit] for bit in piece.trained.tolist()) for piece in found] == [
+        "..###",
+        "..###",
+        "..###",
+        "..##.",
+        "..",
+    ]
+
+
 def test_pieces_behind_the_first_begin_with_bos() -> None:
     # capacity 4: 4 tokens, then BOS and 3, then BOS and 1
     assert [ids for ids, *_ in shown(pieces("........", 4, "split", bos=1))] == [
