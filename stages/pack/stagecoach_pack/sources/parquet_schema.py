@@ -38,6 +38,8 @@ def _readable_fields(fields: Iterable[Any], file_name: str) -> list[Any]:
 def _readable_type(kind: Any, file_name: str) -> Any:
     import pyarrow as pa
 
+    if pa.types.is_null(kind):
+        return pa.int8()  # holds the same nulls; pyarrow casts no null to null inside a list
     if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
         return pa.int32() if kind.bit_width == 32 else pa.int64()
     if pa.types.is_struct(kind):

@@ -346,7 +346,7 @@ def _parquet_rows(file: DataFile, compression: str) -> Iterator[Row]:
             source = pa.BufferReader(_decompressed(raw, compression, file).read())
     number = 0
     try:
-        with parquet.ParquetFile(source) as table:
+        with parquet.ParquetFile(source, page_checksum_verification=True) as table:
             groups = (table.metadata.row_group(index) for index in range(table.num_row_groups))
             if sum(group.total_byte_size for group in groups) > _max_plain_bytes(file):
                 raise _bomb(file)

@@ -46,6 +46,25 @@ def test_times_inside_messages_are_numbers_too(tmp_path: Path) -> None:
         assert rows(tmp_path, table) == [{"messages": [{"role": "user", "at": 2**62}]}]
 
 
+def test_a_field_that_is_null_everywhere_is_null(tmp_path: Path) -> None:
+    """Of messages without calls ``datasets`` and pandas make a column of the type null."""
+    message = {"role": "user", "content": "u", "tool_calls": None, "more": {"x": None}, "list": [None]}
+    found = rows(tmp_path, pa.Table.from_pylist([{"messages": [message] * 2, "id": None}] * 3))
+    assert found == [{"messages": [message] * 2, "id": None}] * 3
+
+
+def test_a_bit_that_flipped_is_found_where_the_file_has_checksums(tmp_path: Path) -> None:
+    """The page is stored as it is, so that the text still decodes."""
+    file, texts = tmp_path / "a.parquet", [f"the answer number {number}" for number in range(50)]
+    table = pa.table({"data": pa.array([["u", text] for text in texts])})
+    parquet.write_table(table, file, compression="none", use_dictionary=False, write_page_checksum=True)
+    data = bytearray(file.read_bytes())
+    data[data.index(b"answer number 7")] ^= 2
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.parquet: expected a parquet file, .*; download it again"):
+        list(read_rows(DataFile("a.parquet", file)))
+
+
 def test_a_map_is_an_object(tmp_path: Path) -> None:
     kind = pa.map_(pa.string(), pa.timestamp("ms"))
     assert rows(tmp_path, pa.table({"x": pa.array([[("a", 2**40)]], kind)})) == [{"x": {"a": 2**40}}]
