@@ -18,11 +18,11 @@ RowFormat = Literal[
 """How a row spells a conversation.
 
 messages: a list of ``{role, content}`` under ``messages`` or ``conversations`` (the OpenAI form, tool calls included);
-sharegpt: a list of ``{from, value}`` under ``conversations`` or ``items``, with ``system`` and ``tools`` beside it;
-alpaca: ``instruction``, ``input``, ``output``, ``history``, ``system``; prompt_completion: ``prompt``, ``completion``;
-input_output: a list of ``{input, output}`` under ``conversation``; openorca: ``system_prompt``, ``question``,
-``response``; alternating: a list of texts under ``data``, the user's first;
-auto: decided by the first row, confirmed on every row.
+sharegpt: a list of ``{from, value}`` under ``conversations`` or ``items``; alpaca: ``instruction``, ``input``,
+``output``, ``history``; prompt_completion: ``prompt``, ``completion``; input_output: a list of ``{input, output}`` under
+``conversation``; openorca: ``system_prompt``, ``question``, ``response``; alternating: a list of texts under ``data``,
+the user's first; auto: decided by the first row, confirmed on every row. All take ``system`` (a text) and ``tools`` or
+``functions`` (a list) beside it.
 """
 
 Prepare = Literal["none", "openorca_cot", "sharegpt", "codeact"]
@@ -45,7 +45,9 @@ class DataSource(Section):
     roles: dict[str, Role] = result(default_factory=dict)
     """Further role names of these files, beside the well-known ones."""
     ignore_fields: tuple[str, ...] = result(())
-    """Fields of a message that may be dropped; any other unknown field with a value is a problem of its row."""
+    """Fields of a message, a part of one or a call that may be dropped, and ``system``, ``tools``, ``functions`` of a row;
+    any other unknown field of a message with a value is a problem of its row.
+    """
     prepare: Prepare = result("none")
     """Filters and repairs that this kind of data needs."""
     min_turns: Annotated[int, Field(ge=0)] = result(0)

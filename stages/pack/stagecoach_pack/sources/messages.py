@@ -34,6 +34,10 @@ ROLE_ALIASES: dict[str, str] = {
 """Name in a file -> role here; ``tool_call`` is an assistant message that is nothing but a call."""
 
 _KNOWN_FIELDS = frozenset({"role", "content", "tool_calls", "function_call", "weight"})
+_CALL_AS_TEXT_FIELDS = frozenset({"role", "content", "weight"})
+_PART_FIELDS = frozenset({"type", "text"})
+_CALL_FIELDS = frozenset({"type", "function", "index"})
+_FUNCTION_FIELDS = frozenset({"name", "arguments", "parameters"})
 _DROPPED_FIELDS = frozenset({"name", "tool_call_id", "id"})
 """Fields that the rendered text has no place for."""
 
@@ -56,11 +60,12 @@ def read_message(turn: Any, field: str, role_of: Callable[[Any, str], str], igno
     if turn.keys() - _KNOWN_FIELDS:
         check_extra_fields(turn, field, _KNOWN_FIELDS | ignored)
     if role == "tool_call":
-        return with_weight(tool_call_message(turn.get("content"), f"{field}.content"), turn, field)
-    calls = _tool_calls(turn, field)
+        check_extra_fields(turn, field, _CALL_AS_TEXT_FIELDS | ignored)
+        return with_weight(tool_call_message(turn.get("content"), f"{field}.content", ignored), turn, field)
+    calls = _tool_calls(turn, field, ignored)
     message: Message = {
         "role": role,
-        "content": _content(turn.get("content"), f"{field}.content", may_be_null=bool(calls)),
+        "content": _content(turn.get("content"), f"{field}.content", ignored, may_be_null=bool(calls)),
     }
     if calls:
         if role != "assistant":
@@ -86,10 +91,10 @@ def with_weight(message: Message, turn: dict[str, Any], field: str) -> Message:
 
 
 def check_extra_fields(turn: dict[str, Any], field: str, known: frozenset[str]) -> None:
-    """Refuse a message with a field whose value would be lost.
+    """Refuse a message, a part of one or a call with a field whose value would be lost.
 
     Args:
-        turn: The decoded message.
+        turn: The decoded object.
         field: Its place in the row, for problems.
         known: Fields that are read, or that the recipe lets be dropped.
 
@@ -101,12 +106,12 @@ def check_extra_fields(turn: dict[str, Any], field: str, known: frozenset[str]) 
             raise RowProblem(
                 "unknown field",
                 f"{field}.{name}",
-                "a message without it (list it under `ignore_fields` to drop it)",
+                "an object without it (list it under `ignore_fields` to drop it)",
                 value,
             )
 
 
-def _content(value: Any, field: str, *, may_be_null: bool) -> str:
+def _content(value: Any, field: str, ignored: frozenset[str], *, may_be_null: bool) -> str:
     if isinstance(value, str):
         return value
     if value is None and may_be_null:
@@ -117,6 +122,8 @@ def _content(value: Any, field: str, *, may_be_null: bool) -> str:
             text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
             if not isinstance(text, str):
                 raise RowProblem("content is not text", f"{field}[{index}]", "a content part of type text", part)
+            if isinstance(part, dict):
+                check_extra_fields(part, f"{field}[{index}]", _PART_FIELDS | ignored)
             parts.append(text)
         return "".join(parts)
     raise RowProblem(
@@ -127,45 +134,59 @@ def _content(value: Any, field: str, *, may_be_null: bool) -> str:
     )
 
 
-def _tool_calls(turn: dict[str, Any], field: str) -> list[dict[str, Any]]:
+def _tool_calls(turn: dict[str, Any], field: str, ignored: frozenset[str]) -> list[dict[str, Any]]:
     calls = turn.get("tool_calls") or []
     if not isinstance(calls, list):
         raise RowProblem("wrong type", f"{field}.tool_calls", "a list", calls)
     if turn.get("function_call") is not None:
         calls = [*calls, turn["function_call"]]
-    return [read_tool_call(call, f"{field}.tool_calls[{index}]") for index, call in enumerate(calls)]
+    return [read_tool_call(call, f"{field}.tool_calls[{index}]", ignored) for index, call in enumerate(calls)]
 
 
-def read_tool_call(call: Any, field: str) -> dict[str, Any]:
+def read_tool_call(call: Any, field: str, ignored: frozenset[str]) -> dict[str, Any]:
     """Return one call as ``{"type": "function", "function": {"name", "arguments": object}}``.
 
     Raises:
-        RowProblem: It names no function, or its arguments are no JSON object.
+        RowProblem: It names no function, its arguments are no JSON object, or a field would be lost.
     """
     if not isinstance(call, dict):
         raise RowProblem("bad tool call", field, "an object {name, arguments}", call)
-    function = call.get("function", call)
+    function = call if call.get("function") is None else call["function"]
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str) or not name:
         raise RowProblem(
             "bad tool call", f"{field}.function.name", "the name of a function", name if name is not None else call
         )
-    arguments = function.get("arguments", function.get("parameters"))
+    if function is call:
+        check_extra_fields(call, field, _CALL_FIELDS | _FUNCTION_FIELDS | ignored)
+    else:
+        check_extra_fields(call, field, _CALL_FIELDS | ignored)
+        check_extra_fields(function, f"{field}.function", _FUNCTION_FIELDS | ignored)
+    return {"type": "function", "function": {"name": name, "arguments": _arguments(function, f"{field}.function")}}
+
+
+def _arguments(function: dict[str, Any], field: str) -> dict[str, Any]:
+    """Return the arguments of a call, which some files spell ``parameters``."""
+    arguments, parameters = function.get("arguments"), function.get("parameters")
+    if arguments is None:
+        arguments = parameters
+    elif parameters is not None:
+        raise RowProblem("bad tool call", f"{field}.parameters", "none beside 'arguments'", parameters)
     if isinstance(arguments, str):
         try:
             arguments = strict_json.loads(arguments) if arguments.strip() else {}
         except ValueError as error:
             raise RowProblem(
-                "bad tool call", f"{field}.function.arguments", f"a JSON object ({str(error)[:60]})", arguments
+                "bad tool call", f"{field}.arguments", f"a JSON object ({str(error)[:60]})", arguments
             ) from error
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
-        raise RowProblem("bad tool call", f"{field}.function.arguments", "a JSON object", arguments)
-    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+        raise RowProblem("bad tool call", f"{field}.arguments", "a JSON object", arguments)
+    return arguments
 
 
-def tool_call_message(value: Any, field: str) -> Message:
+def tool_call_message(value: Any, field: str, ignored: frozenset[str]) -> Message:
     """Return the assistant message for a turn whose whole value is a call, or a list of calls, as JSON.
 
     Raises:
@@ -178,7 +199,7 @@ def tool_call_message(value: Any, field: str) -> Message:
     calls = calls if isinstance(calls, list) else [calls]
     if not calls:
         raise RowProblem("bad tool call", field, "at least one call", value)
-    return {"role": "assistant", "content": "", "tool_calls": [read_tool_call(call, field) for call in calls]}
+    return {"role": "assistant", "content": "", "tool_calls": [read_tool_call(call, field, ignored) for call in calls]}
 
 
 def read_tools(value: Any, field: str) -> list[Any] | None:

@@ -78,6 +78,7 @@ def detect_format(row: Any, columns: Mapping[str, str]) -> RowFormat:
 
 
 _SHAREGPT_FIELDS = frozenset({"from", "value", "weight"})
+_INPUT_OUTPUT_FIELDS = frozenset({"input", "output"})
 
 
 class RowReader:
@@ -110,13 +111,26 @@ class RowReader:
         if not isinstance(row, dict):
             raise RowProblem("not an object", "", "a JSON object", row)
         conversation = self._schema(row)
+        conversation.tools = self._tools(row)
+        self._add_system(conversation.messages, row)
         identity = row.get(self._columns.get("id", "id"))
         conversation.identity = (
             identity if isinstance(identity, str) else str(identity) if isinstance(identity, int) else ""
         )
-        if self._system is not None and not (conversation.messages and conversation.messages[0]["role"] == "system"):
-            conversation.messages.insert(0, {"role": "system", "content": self._system})
         return conversation
+
+    def _add_system(self, messages: list[Message], row: Mapping[str, Any]) -> None:
+        """Put the row's own system message, or the recipe's for rows that have none, before the others."""
+        column = self._text(row, "system", optional=True) if "system" not in self._ignored else ""
+        first = messages[0] if messages else {}
+        if column and any(message["role"] == "system" for message in messages):
+            if first.get("role") != "system" or first["content"] != column:
+                name = self._columns.get("system", "system")
+                raise RowProblem("two system messages", name, "one, in the column or as a turn", column)
+        elif column:
+            messages.insert(0, {"role": "system", "content": column})
+        elif self._system is not None and first.get("role") != "system":
+            messages.insert(0, {"role": "system", "content": self._system})
 
     def _column(self, row: Mapping[str, Any], *names: str) -> tuple[str, Any]:
         """Return the first of the columns that the row has, with the name it has there."""
@@ -167,20 +181,20 @@ class RowReader:
 
     def _messages(self, row: Mapping[str, Any]) -> Conversation:
         name, turns = self._turns(row, "messages", "conversations", "conversation")
-        return Conversation(self._read_messages(turns, name), self._tools(row))
+        return Conversation(self._read_messages(turns, name))
 
     def _tools(self, row: Mapping[str, Any]) -> list[Any] | None:
-        name = self._columns.get("tools", "tools")
-        if row.get(name) is None:
-            name = "functions"
-        return read_tools(row.get(name), name)
+        names = dict.fromkeys(
+            self._columns.get(name, name) for name in ("tools", "functions") if name not in self._ignored
+        )
+        found = {name: tools for name in names if (tools := read_tools(row.get(name), name)) is not None}
+        if len(found) > 1:
+            raise RowProblem("bad tools", list(found)[1], f"none beside '{next(iter(found))}'", row[list(found)[1]])
+        return next(iter(found.values()), None)
 
     def _sharegpt(self, row: Mapping[str, Any]) -> Conversation:
         name, turns = self._turns(row, "conversations", "items", "messages", "conversation")
         messages: list[Message] = []
-        system = self._text(row, "system", optional=True)
-        if system:
-            messages.append({"role": "system", "content": system})
         for index, turn in enumerate(turns):
             field = f"{name}[{index}]"
             if not isinstance(turn, dict):
@@ -190,20 +204,14 @@ class RowReader:
             if turn.keys() - _SHAREGPT_FIELDS:
                 check_extra_fields(turn, field, _SHAREGPT_FIELDS | self._ignored)
             role = self._role(turn.get("from"), f"{field}.from")
-            if role == "system" and system:
-                raise RowProblem(
-                    "two system messages", f"{field}.from", "one, in the column or as a turn", turn["value"]
-                )
             message: Message = {"role": role, "content": turn["value"]}
             if role == "tool_call":
-                message = tool_call_message(turn["value"], f"{field}.value")
+                message = tool_call_message(turn["value"], f"{field}.value", self._ignored)
             messages.append(with_weight(message, turn, field))
-        return Conversation(messages, self._tools(row))
+        return Conversation(messages)
 
     def _alpaca(self, row: Mapping[str, Any]) -> Conversation:
         messages: list[Message] = []
-        if system := self._text(row, "system", optional=True):
-            messages.append({"role": "system", "content": system})
         history = row.get(self._columns.get("history", "history")) or []
         if not isinstance(history, list):
             raise RowProblem("wrong type", "history", "a list of pairs", history)
@@ -226,7 +234,7 @@ class RowReader:
                 messages.append({"role": role, "content": value})
             else:
                 raise RowProblem("wrong type", name, "text or a list of messages", value)
-        return Conversation(messages, self._tools(row))
+        return Conversation(messages)
 
     def _input_output(self, row: Mapping[str, Any]) -> Conversation:
         name, turns = self._turns(row, "conversation", "conversations", "messages")
@@ -236,6 +244,8 @@ class RowReader:
                 isinstance(turn, dict) and isinstance(turn.get("input"), str) and isinstance(turn.get("output"), str)
             ):
                 raise RowProblem("wrong type", f"{name}[{index}]", "an object {input, output} of texts", turn)
+            if turn.keys() - _INPUT_OUTPUT_FIELDS:
+                check_extra_fields(turn, f"{name}[{index}]", _INPUT_OUTPUT_FIELDS | self._ignored)
             messages += [{"role": "user", "content": turn["input"]}, {"role": "assistant", "content": turn["output"]}]
         return Conversation(messages)
 

@@ -13,7 +13,7 @@ from stagecoach_pack.conversation import Conversation
 from stagecoach_pack.problems import RowProblem
 from stagecoach_pack.sources.schemas import RowReader, detect_format
 
-CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+CALL: dict[str, Any] = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 
 
@@ -168,7 +168,7 @@ def message(**fields: Any) -> dict[str, Any]:
         ),
         (message(content=5), "messages[1].content: expected text or a list of text parts, found 5"),
         (message(content=[{"type": "image_url"}]), "messages[1].content[0]: expected a content part of type text"),
-        (message(reasoning_content="hm"), "messages[1].reasoning_content: expected a message without it"),
+        (message(reasoning_content="hm"), "messages[1].reasoning_content: expected an object without it"),
         (message(weight=0.5), "messages[1].weight: expected 0 or 1, found 0.5"),
         (message(weight="1"), "messages[1].weight: expected 0 or 1"),
         (message(tool_calls={}), "messages[1]"),
@@ -242,6 +242,85 @@ def test_a_weight_counts_for_calls_too() -> None:
 def test_nothing_of_a_row_is_lost_in_silence(row: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RowProblem, match=sentence):
         read(row)
+
+
+USER = {"role": "user", "content": "u"}
+OF_EVERY_SCHEMA: tuple[dict[str, Any], ...] = (
+    {"messages": [USER]},
+    {"conversations": [{"from": "human", "value": "u"}]},
+    {"instruction": "u", "output": "a"},
+    {"prompt": "u", "completion": "a"},
+    {"conversation": [{"input": "u", "output": "a"}]},
+    {"data": ["u", "a"]},
+)
+
+
+@pytest.mark.parametrize("row", OF_EVERY_SCHEMA, ids=lambda row: next(iter(row)))
+def test_system_and_tools_beside_a_conversation_are_read_in_every_schema(row: dict[str, Any]) -> None:
+    pirate = {"role": "system", "content": "You are a pirate."}
+    for name in ("tools", "functions"):
+        talk = read({**row, "system": "You are a pirate.", name: [TOOL], "other": 5}, system="the recipe's")
+        assert talk.messages[:2] == [pirate, USER]
+        assert talk.tools == [TOOL]
+    plain = read({**row, "system": "", "tools": "[]", "functions": None}, system="the recipe's")
+    assert (plain.messages[0]["content"], plain.tools) == ("the recipe's", None)
+    with pytest.raises(RowProblem, match="functions: expected none beside 'tools'"):
+        read({**row, "tools": [TOOL], "functions": [TOOL]})
+    with pytest.raises(RowProblem, match="system: expected text, found 5"):
+        read({**row, "system": 5})
+    dropped = read({**row, "system": 5, "tools": 5}, ignore_fields=("system", "tools"))
+    assert (dropped.messages[0], dropped.tools) == (USER, None)
+
+
+def test_a_system_column_that_repeats_the_first_message_is_no_second_one() -> None:
+    system = {"role": "system", "content": "s"}
+    assert turns({"system": "s", "messages": [system, USER]}) == [("system", "s"), ("user", "u")]
+    for messages, column in (([system, USER], "other"), ([USER, system], "s")):
+        with pytest.raises(RowProblem, match="system: expected one, in the column or as a turn"):
+            read({"system": column, "messages": messages})
+    with pytest.raises(RowProblem, match="sys: expected one, in the column or as a turn, found 's'"):
+        read({"sys": "s", "system_prompt": "", "question": "q", "response": "r"}, columns={"system": "sys"})
+
+
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        ({"name": "f", "arguments": None, "parameters": {"x": 1}}, ""),
+        ({"name": "f", "arguments": {"x": 1}, "parameters": None, "function": None}, ""),
+        ({"type": "function", "index": 0, "id": "c1", "function": {"name": "f", "arguments": {"x": 1}}}, ""),
+        ({"name": "f", "arguments": {"x": 1}, "parameters": {}}, "parameters: expected none beside 'arguments'"),
+        ({**CALL, "result": "42"}, "result: expected an object without it"),
+        ({"name": "f", "arguments": {"x": 1}, "result": "42"}, "result: expected an object without it"),
+        ({"function": {**CALL["function"], "weight": 0}}, "function.weight: expected an object without it"),
+    ],
+)
+def test_nothing_of_a_call_is_lost_in_silence(call: dict[str, Any], problem: str) -> None:
+    as_text = json.dumps(call)
+    for row in (
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": [call]}]},
+        {"messages": [{"role": "tool_call", "content": as_text}]},
+        {"conversations": [{"from": "function_call", "value": as_text}]},
+    ):
+        if not problem:
+            assert read(row).messages[0]["tool_calls"] == [CALL]
+            continue
+        with pytest.raises(RowProblem) as caught:
+            read(row)
+        assert problem in str(caught.value)
+        if "without it" in problem:
+            dropped = read(row, ignore_fields=(problem.split(":")[0].rsplit(".", 1)[-1],))
+            assert dropped.messages[0]["tool_calls"] == [CALL]
+
+
+def test_nothing_of_a_part_or_a_turn_is_lost_in_silence() -> None:
+    for row, place in (
+        (message(content=[{"type": "text", "text": "a", "weight": 0}]), r"messages\[1\]\.content\[0\]\.weight"),
+        (message(role="tool_call", content='{"name": "f"}', tool_calls=[CALL]), r"messages\[1\]\.tool_calls"),
+        ({"conversation": [{"input": "u", "output": "a", "weight": 0}]}, r"conversation\[0\]\.weight"),
+    ):
+        with pytest.raises(RowProblem, match=f"{place}: expected an object without it"):
+            read(row)
+    assert turns(message(content=[{"type": "text", "text": "a", "annotations": []}]))[1] == ("assistant", "a")
 
 
 def test_columns_of_mixed_types_are_read_whatever_the_first_rows_hold() -> None:
