@@ -55,6 +55,8 @@ class Request:
 
 
 Script = Callable[[Request], FaultKind | None]
+Answer = Callable[[Request, bytes], tuple[bytes, bytes] | None]
+"""Request and body -> head and body of the answer; None leaves it to the server."""
 
 
 @dataclass(slots=True)
@@ -64,13 +66,15 @@ class FaultyS3:
     endpoint_url: str
     script: Script
     """May be replaced at any time."""
+    answer: Answer | None = None
+    """Answers some requests in the server's place."""
     requests: list[Request] = field(default_factory=list)
     """All that came in."""
     _closing: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
-def faulty_s3(upstream_url: str, script: Script) -> Iterator[FaultyS3]:
+def faulty_s3(upstream_url: str, script: Script, answer: Answer | None = None) -> Iterator[FaultyS3]:
     """Run a proxy to ``upstream_url`` for the time of the block."""
     upstream = urlsplit(upstream_url)
 
@@ -86,7 +90,7 @@ def faulty_s3(upstream_url: str, script: Script) -> Iterator[FaultyS3]:
         block_on_close = False
 
     with Server(("127.0.0.1", 0), Handler) as server:
-        proxy = FaultyS3(f"http://127.0.0.1:{server.server_address[1]}", script)
+        proxy = FaultyS3(f"http://127.0.0.1:{server.server_address[1]}", script, answer)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:
@@ -131,9 +135,7 @@ def _serve_one(client: socket.socket, upstream: tuple[str, int], proxy: FaultyS3
     if kind == "garbage":
         client.sendall(b"SSH-2.0-nonsense\r\n\r\n")
         return False
-    with socket.create_connection(upstream) as server:
-        server.sendall(head + body)
-        answer_head, answer_body = _read_message(server, has_body=method != b"HEAD")
+    answer_head, answer_body = (proxy.answer and proxy.answer(request, body)) or _ask(upstream, head + body, method)
     if kind == "lost":
         return False
     if kind == "slow":
@@ -150,6 +152,12 @@ def _serve_one(client: socket.socket, upstream: tuple[str, int], proxy: FaultyS3
         return False
     client.sendall(answer_head + answer_body)
     return b"connection: close" not in answer_head.lower()
+
+
+def _ask(upstream: tuple[str, int], message: bytes, method: bytes) -> tuple[bytes, bytes]:
+    with socket.create_connection(upstream) as server:
+        server.sendall(message)
+        return _read_message(server, has_body=method != b"HEAD")
 
 
 def _read_message(stream: socket.socket, has_body: bool | None) -> tuple[bytes, bytes]:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.faults.campaign.cases import KINDS, PAIRS, SCOPES, WHOLE, Case, Result
-from tests.faults.campaign.proxy import Plot
+from tests.faults.campaign.proxy import Plot, StreamOutage
 from tests.faults.campaign.report import BEGIN, END, append_result, read_results, summary, write_report
+from tests.faulty_s3 import Request
 
 ROOT = Path(__file__).parents[2]
 WHOLE_CAMPAIGN = 5 * len(PAIRS)
@@ -41,7 +42,16 @@ def test_a_seed_is_a_case() -> None:
 
 def test_a_plot_fails_what_it_says() -> None:
     plot = Plot(first=3, burst=2, again_after=4, bursts=2)
-    assert [number for number in range(1, 30) if plot.fails(number)] == [3, 4, 9, 10]
+    assert [number for number in range(1, 30) if plot.fails(Request("GET", "/b/a", number, ""))] == [3, 4, 9, 10]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_outage_in_a_stream_uses_up_the_tries_of_one_request(alone: bool) -> None:
+    parts = [f"/b/a?partNumber={number}&uploadId=x" for number in (1, 2, 1, 2, 3, 2, 1, 2, 3)]
+    paths = [("POST", "/b/a?uploads"), *(("PUT", path) for path in parts), ("POST", "/b/a?uploadId=x")]
+    outage = StreamOutage("part", number=2, tries=3, alone=alone)
+    failed = [number for number, (method, path) in enumerate(paths) if outage.fails(Request(method, path, number, ""))]
+    assert failed == ([2, 4, 6] if alone else [2, 3, 4, 5, 6])
 
 
 def test_the_table_replaces_itself_only(tmp_path: Path) -> None:

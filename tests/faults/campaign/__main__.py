@@ -1,4 +1,4 @@
-"""The fault campaign: ``python -m tests.faults.campaign --seed 1 --cases 570``; one seed alone is one case again."""
+"""The fault campaign: ``python -m tests.faults.campaign --seed 1 --cases 600``; one seed alone is one case again."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ from functools import cached_property
 
 SCOPES = ("download", "convert", "shard", "pack", "train", "export")
 WHOLE = "end to end"
+STREAM = "S3 fails in a stream"
+"""For longer than the retries, and then it works again while the stage still runs."""
 
 DIRECTORY_KINDS = (
     "kill at any time",
@@ -29,6 +31,7 @@ S3_KINDS = (
     "S3 lies about length",
     "S3 is slow",
     "S3 denies",
+    STREAM,
 )
 KINDS = (*DIRECTORY_KINDS, *S3_KINDS)
 WHOLE_KINDS = (

@@ -9,10 +9,11 @@ import traceback
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from tests.faults.campaign import sabotage
 from tests.faults.campaign.bench import TASKS_OF, Bench, StageWork
-from tests.faults.campaign.cases import WHOLE, Case, Result
-from tests.faults.campaign.proxy import Plot, Proxy, failing_proxy
-from tests.faults.campaign.stage_kinds import KINDS, Disturbed, s3_fault
+from tests.faults.campaign.cases import STREAM, WHOLE, Case, Result
+from tests.faults.campaign.proxy import Plot, Proxy, StreamOutage, failing_proxy
+from tests.faults.campaign.stage_kinds import KINDS, STREAM_PART_BYTES, Disturbed, s3_fault
 from tests.faults.campaign.whole_kinds import Whole, disturb
 
 MAX_ATTEMPTS = 4
@@ -35,7 +36,7 @@ def _run_stage(bench: Bench, case: Case) -> dict[str, Any]:
     task = case.random.choice(TASKS_OF[case.scope])
     proxied: AbstractContextManager[Proxy | None] = nullcontext(None)
     if case.on_s3:
-        plot = Plot.of(case.random, case.kind, bench.costs[task].requests)
+        plot = _plot(bench, case, task)
         proxied = failing_proxy(bench.upstream, case.kind, case.random, plot)
     with proxied as proxy, bench.work(task, f"case-{case.seed}", proxy.endpoint_url if proxy else None) as work:
         if proxy is None:
@@ -51,6 +52,14 @@ def _run_stage(bench: Bench, case: Case) -> dict[str, Any]:
             "note": f"{task}: {disturbed.note}".rstrip(": "),
             **_after(work, disturbed),
         }
+
+
+def _plot(bench: Bench, case: Case, task: str) -> Plot | StreamOutage:
+    if case.kind != STREAM:
+        return Plot.of(case.random, case.kind, bench.costs[task].requests)
+    sizes = [entry.size_bytes for _, entry in sorted(bench.manifests[task].objects.items())]
+    objects_parts = [-(-size // STREAM_PART_BYTES) for size in sizes if size > STREAM_PART_BYTES]
+    return StreamOutage.of(case.random, objects_parts, sabotage.S3_TRIES)
 
 
 def _after(work: StageWork, disturbed: Disturbed) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import signal
@@ -21,6 +22,8 @@ from stagecoach.storage.s3_options import S3Options
 from stagecoach.storage.transfer import RetryPolicy
 
 _CONTRACT = vars(stagecoach.contract)
+S3_TRIES = 6
+"""How often a quick S3 store makes a request before it gives up."""
 WRITES = ("put", "put_if_absent", "put_file", "delete")
 
 
@@ -140,8 +143,8 @@ def jump_clock(rng: random.Random) -> None:
     vars(time)["time"] = jumping
 
 
-def quick_s3(read_timeout_seconds: float) -> None:
-    """Let S3 stores lose patience sooner, so that a case takes seconds."""
+def quick_s3(read_timeout_seconds: float, part_bytes: int = 16 * 1024 * 1024) -> None:
+    """Let S3 stores lose patience sooner, so that a case takes seconds, and cut objects into smaller parts."""
 
     def open_quick(url: str, settings: Settings) -> S3Store:
         bucket, prefix = split_s3_url(url)
@@ -150,8 +153,17 @@ def quick_s3(read_timeout_seconds: float) -> None:
             region=settings.s3_region,
             addressing="path",
             read_timeout_seconds=read_timeout_seconds,
-            retry=RetryPolicy(max_tries=6, first_pause_seconds=0.02, longest_pause_seconds=0.2),
+            part_bytes=part_bytes,
+            retry=RetryPolicy(max_tries=S3_TRIES, first_pause_seconds=0.02, longest_pause_seconds=0.2),
         )
         return S3Store(bucket, prefix, options)
 
     _CONTRACT["open_store"] = open_quick
+
+
+def small_blocks(size_bytes: int) -> None:
+    """Let bytes reach the store in blocks of that size, as the micro run's objects are smaller than one real block."""
+    for module, name in (("stagecoach.outputs", "_SIDE_BY_SIDE_BYTES"), ("stagecoach_download.sources", "READ_BYTES")):
+        settings = vars(importlib.import_module(module))
+        assert name in settings, f"{module} has no {name} any more"
+        settings[name] = size_bytes

@@ -19,12 +19,14 @@ from stagecoach.storage.local import LocalStore
 from stagecoach_workflows.bucket.gc import delete_garbage, plan_gc
 from tests.faults.campaign import sabotage
 from tests.faults.campaign.bench import OLD_SECONDS, OTHER_OBJECTS, StageWork, age
-from tests.faults.campaign.cases import Case
+from tests.faults.campaign.cases import STREAM, Case
 from tests.faults.campaign.processes import Child, fork
 from tests.faulty_store import flip_bit
 from tests.micro_run import RUN
 
 KILLED = -signal.SIGKILL
+STREAM_PART_BYTES = 4096
+"""So small that every task has objects of several parts."""
 
 
 @dataclass
@@ -159,7 +161,15 @@ def gc_beside(work: StageWork, case: Case) -> Disturbed:
 def s3_fault(work: StageWork, case: Case) -> Disturbed:
     """Requests fail between the stage and a real S3 server."""
     timeout = 0.4 if case.kind == "S3 hangs" else 20.0
-    code = work.attempt(lambda: sabotage.quick_s3(timeout))
+
+    def prepare() -> None:
+        if case.kind == STREAM:
+            sabotage.quick_s3(timeout, STREAM_PART_BYTES)
+            sabotage.small_blocks(STREAM_PART_BYTES)
+        else:
+            sabotage.quick_s3(timeout)
+
+    code = work.attempt(prepare)
     return Disturbed(code, True, (78,) if case.kind == "S3 denies" else (69,))
 
 
