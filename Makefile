@@ -151,8 +151,9 @@ test-slurm: setup ## A real SLURM on this machine, started and stopped: needs ro
 	$(PYTEST) --strict-skips -m slurm tests/slurm $(ARGS)
 
 .PHONY: test-serve
-test-serve: setup ## An export served over HTTP and asked by the official openai client; the packages go into a folder of their own
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --target build/serve --no-deps --require-hashes -r $(LOCKS)/serve.txt
+test-serve: setup ## An export served over HTTP and asked by the official openai client; the packages go into folders of their own
+	for name in serve readers; do \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --target build/$$name -r $(LOCKS)/$$name.txt; done
 	PYTHONPATH=$(CURDIR)/build/serve $(PYTEST) --strict-skips -m serve tests/serve $(ARGS)
 
 ##@ Images and cluster

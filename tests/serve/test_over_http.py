@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ import pytest
 
 from stagecoach.demo.chat import demo_conversations
 from stagecoach.settings import child_environ
+from tests.architecture.source_tree import ROOT
 from tests.micro_run import RUN, MicroWork
 
 pytestmark = pytest.mark.serve
@@ -158,6 +161,35 @@ def test_smoke_fails_an_answer_that_does_not_stop(export: str) -> None:
     done = call("serve", export, *arguments, "--prompt", question)
     assert done.returncode == 79, done.stdout + done.stderr
     assert "expected an answer that stops within 2 tokens, it ended by 'length'" in done.stderr
+
+
+@pytest.fixture
+def llama_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program ``llama-server`` on PATH; return the folder of llama.cpp's packages."""
+    packages = ROOT / "build/readers"
+    program = tmp_path / "bin/llama-server"
+    program.parent.mkdir()
+    source = Path(__file__).with_name("llama_server.py")
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec {sys.executable} {source} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return packages
+
+
+def test_smoke_with_llama_cpp(export: str, llama_server: Path, tmp_path: Path) -> None:
+    """As docs/howto/serve.md says: the files in a folder, llama.cpp's own script, its own server."""
+    question, answer = known_chats()[0]
+    folder = tmp_path / "exported"
+    [files] = Path(export).glob("try-*")
+    shutil.copytree(files, folder)
+    command = [sys.executable, str(llama_server / "convert_hf_to_gguf.py"), str(folder)]
+    environ = child_environ(PYTHONPATH=str(llama_server), HF_HUB_OFFLINE="1")
+    subprocess.run([*command, "--outfile", str(folder / "model.gguf")], env=environ, check=True)
+    done = call(
+        "serve", str(folder), "--backend", "llama.cpp", "--port", str(free_port()), "--smoke", "--prompt", question
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"it stopped, and said what transformers says: {answer!r}" in done.stdout
 
 
 def test_chat(export: str) -> None:

@@ -11,6 +11,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -118,12 +119,12 @@ def running_slurm(folder: Path) -> Iterator[SlurmCluster]:
     ports = _free_ports(1 + len(NODES))
     lines = [
         f"NodeName={name} NodeAddr=127.0.0.1 NodeHostname={socket.gethostname()} Port={port} CPUs=4 RealMemory=8000"
-        f"{' Gres=gpu:a100:4' if name == 'g1' else ''} State=UNKNOWN"
+        f"{' Gres=gpu:a100:4 Features=scratch' if name == 'g1' else ''} State=UNKNOWN"
         for name, port in zip(NODES, ports[1:], strict=True)
     ]
     (folder / "slurm.conf").write_text(_CONF.format(folder=folder, ports=ports, nodes="\n".join(lines)))
     for number in range(4):
-        (folder / f"gpu{number}").touch()
+        os.mknod(folder / f"gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # SLURM counts only device files
     (folder / "gres.conf").write_text(f"NodeName=g1 Name=gpu Type=a100 File={folder}/gpu[0-3]\n")
     names = " ".join(["localhost", socket.gethostname(), *NODES])
     (folder / "hosts").write_text(f"127.0.0.1 {names}\n")

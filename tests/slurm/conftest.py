@@ -59,9 +59,9 @@ class Work:
             cwd=self.folder,
         )
 
-    def run(self, *arguments: str, run_id: str = RUN) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, run_id: str = RUN, **environ: str) -> subprocess.CompletedProcess[str]:
         """Run the micro recipe to its end."""
-        return self.call("run", "micro", "--runner", "slurm", "--run", run_id, *arguments)
+        return self.call("run", "micro", "--runner", "slurm", "--run", run_id, *arguments, **environ)
 
     def submit(self, *arguments: str, run_id: str = RUN) -> None:
         """Submit the micro recipe."""

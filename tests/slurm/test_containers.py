@@ -16,8 +16,10 @@ import pytest
 
 from images.build import BUILD
 from stagecoach.manifest import read_manifest
-from stagecoach.paths import manifest_key
+from stagecoach.paths import finished_prefix, manifest_key
 from stagecoach.plan_file import read_plan
+from stagecoach.records import read_numbered
+from stagecoach.settings import child_environ
 from stagecoach.storage.local import LocalStore
 from tests.slurm.cluster import SlurmCluster, is_root, missing_programs, running_slurm
 from tests.slurm.conftest import RUN, WAIT_SECONDS
@@ -28,7 +30,7 @@ USER = "stagecoach-slurm"
 IMAGES = Path(os.environ.get("STAGECOACH_TEST_IMAGES", BUILD))
 """Folder with ``images/`` and ``images.lock.json``."""
 TASKS = {"download": ("download-model", "download-tokenizer", "download-data-demo"), "convert": ("convert",)}
-TASKS |= {"shard": ("shard",), "pack": ("pack",), "train": ("train",), "export": ("export",)}
+TASKS |= {"shard": ("shard",), "pack": ("pack",), "train": ("train",), "export": ("export",), "pipeline": ("notify",)}
 """Tasks by image, in the order in which they read each other."""
 CONTAINERS_CONF = """\
 [containers]
@@ -39,6 +41,8 @@ cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
 """Podman's defaults want limits that a machine may not give, and crun refuses machines with both versions of cgroups."""
+STORAGE_CONF = '[storage]\ndriver = "overlay"\n'
+"""Without it Podman takes fuse-overlayfs, or where that cannot be used a copy of the whole image for each layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class Person:
             "USER": USER,
             "XDG_RUNTIME_DIR": str(self.home / "runtime"),
             "CONTAINERS_CONF": str(self.home / "containers.conf"),
+            "CONTAINERS_STORAGE_CONF": str(self.home / "storage.conf"),
         }
 
     def call(self, *command: str) -> str:
@@ -90,6 +95,7 @@ def person() -> Iterator[Person]:
             (home / "runtime").mkdir(mode=0o700)
             (home / "images").mkdir()
             (home / "containers.conf").write_text(CONTAINERS_CONF)
+            (home / "storage.conf").write_text(STORAGE_CONF)
             person.own()
             yield person
             person.call("podman", "system", "migrate")  # ends the process that holds its name spaces
@@ -103,6 +109,11 @@ def built_images() -> dict[str, str]:
     lock = IMAGES / "images.lock.json"
     names: dict[str, str] = json.loads(lock.read_text()) if lock.is_file() else {}
     return {image: names[image] for image in TASKS if image in names and (IMAGES / f"images/{image}.tar").is_file()}
+
+
+def has_room(person: Person, image: str) -> bool:
+    """Whether an image can be unpacked: Podman keeps a copy of its largest layer beside what it unpacks."""
+    return shutil.disk_usage(person.home).free > 3 * (IMAGES / f"images/{image}.tar").stat().st_size
 
 
 def prepare(person: Person, runtime: str, image: str, reference: str) -> None:
@@ -144,27 +155,60 @@ def test_the_stages_run_in_their_images_without_root(person: Person, runtime: st
     if shutil.which(program) is None:
         pytest.skip(f"needs {program}, and images built with Docker: apt-get install podman runc uidmap charliecloud")
     images = built_images()
-    if "download" not in images:
-        pytest.skip(f"{IMAGES}/images/download.tar is not built (Docker): make images")
-    if runtime == "charliecloud":  # unpacking takes minutes an image
-        images = {image: name for image, name in images.items() if image in ("download", "convert")}
+    missing = sorted(set(TASKS) - {"train", *images})
+    if missing:
+        pytest.skip(f"{IMAGES}/images/{missing[0]}.tar is not built (Docker): make images")
+    # unpacking for Charliecloud takes minutes an image
+    stages = ("download", "convert") if runtime == "charliecloud" else tuple(TASKS)
     work, store = person.home / runtime, person.home / f"{runtime}-store"
     (work / RUN / "logs").mkdir(parents=True)
+    (work / RUN / "jobs").write_text("export\t1\n")
     folder = scripts(person, runtime, work, store)
     person.own()
-    for image, reference in images.items():
-        prepare(person, runtime, image, reference)
-    for task in (task for image in images for task in TASKS[image]):
-        log = work / RUN / "logs" / f"{task}.log"
-        output = read_plan(LocalStore(store), RUN).task(task).output
-        assert read_manifest(LocalStore(store), output) is None
-        try:
-            person.call("sbatch", "--wait", f"--output={log}", str(folder / f"{task}.sbatch"), RUN, str(work / RUN))
-        except AssertionError:
-            pytest.fail(f"{task}: {log.read_text() if log.is_file() else 'no log'}")
-        assert read_manifest(LocalStore(store), output) is not None, log.read_text()
+    without = []
+    for stage in stages:
+        if stage not in images or not has_room(person, stage):
+            without.append(stage)
+            run_here(stage, store)
+            person.own()
+            continue
+        prepare(person, runtime, stage, images[stage])
+        for task in TASKS[stage]:
+            run_job(person, folder / f"{task}.sbatch", work / RUN, store)
+            assert program in (folder / f"{task}.sbatch").read_text()
+    if runtime == "podman":
+        assert [record["state"] for record in read_numbered(LocalStore(store), finished_prefix(RUN)).values()] == [
+            "succeeded"
+        ]
+    if without:
+        pytest.skip(
+            f"ran without their images: {', '.join(without)} (not built with Docker, or the disk has no room for"
+            " three times the image); all others ran in theirs"
+        )
+
+
+def run_job(person: Person, script: Path, run_folder: Path, store: Path) -> None:
+    """Run a task as a job; its output has to be there afterwards, written by the user (notify has none)."""
+    task = script.stem
+    log = run_folder / "logs" / f"{task}.log"
+    output = read_plan(LocalStore(store), RUN).task(task).output if task != "notify" else None
+    assert output is None or read_manifest(LocalStore(store), output) is None
+    # one of them on the spot, as people do who look for an error
+    words = ("bash",) if task == "shard" else ("sbatch", "--wait", f"--output={log}")
+    try:
+        person.call(*words, str(script), RUN, str(run_folder))
+    except AssertionError as error:
+        pytest.fail(f"{task}: {error} {log.read_text() if log.is_file() else 'no log'}")
+    if output is not None:
+        assert read_manifest(LocalStore(store), output) is not None, task
         assert (store / manifest_key(output)).owner() == USER
-        assert program in (folder / f"{task}.sbatch").read_text()
+
+
+def run_here(stage: str, store: Path) -> None:
+    """Run a stage without its image, for the stages that read what it makes."""
+    for task in TASKS[stage]:
+        command = [sys.executable, "-m", f"stagecoach_{stage}", f"--store={store}", f"--run={RUN}", f"--task={task}"]
+        subprocess.run(command, check=True, env=child_environ(OMP_NUM_THREADS="1"))
 
 
 def test_a_missing_image_is_said_by_the_probe(person: Person) -> None:
@@ -173,7 +217,7 @@ def test_a_missing_image_is_said_by_the_probe(person: Person) -> None:
     work = person.home / "missing"
     (work / RUN / "logs").mkdir(parents=True)
     lock = work / "images.lock.json"
-    lock.write_text(json.dumps(dict.fromkeys([*TASKS, "pipeline"], "localhost/stagecoach-nowhere:1")))
+    lock.write_text(json.dumps(dict.fromkeys(TASKS, "localhost/stagecoach-nowhere:1")))
     folder = scripts(person, "podman", work, person.home / "missing-store", lock)
     person.own()
     log = work / RUN / "logs/probe.log"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.seaweed import SeaweedServer
 from tests.slurm.cluster import HIDDEN
 from tests.slurm.conftest import LONG, RUN, Work
 
@@ -86,6 +87,8 @@ def test_a_requeue_by_the_cluster_goes_on_as_well(work: Work) -> None:
     work.submit(*LONG)
     work.wait_until(lambda: "checkpoint of step 40" in work.log("train"), "a checkpoint")
     work.cluster.ask("scontrol", "requeue", work.job("train"))
+    followed = work.call("logs", RUN, "--task", "train", "--follow")
+    assert followed.stdout.splitlines() == work.log("train").splitlines(), "to the end of the last attempt"
     ended = work.wait()
     assert ended.returncode == 0, ended.stdout + ended.stderr + work.log("train")
     assert resumed(work.log("train")), work.log("train")
@@ -106,6 +109,18 @@ def test_a_cancelled_run_saves_ends_and_goes_on_when_it_is_submitted_again(work:
     assert resumed(work.log("train"))
 
 
+def test_a_job_that_somebody_cancels_is_not_run_again(work: Work) -> None:
+    """``scancel`` sends the signal that also comes before a time limit; only after that one the job is run again."""
+    work.submit(*LONG)
+    work.wait_until(lambda: "checkpoint of step 40" in work.log("train"), "a checkpoint")
+    work.cluster.ask("scancel", work.job("train"))
+    ended = work.wait()
+    assert ended.returncode == 75, ended.stdout + ended.stderr
+    work.wait_until(lambda: work.cluster.queue() == [], "the end of all jobs")
+    assert "this job is run again" not in work.log("train")
+    assert "attempt 2" not in work.log("train")
+
+
 def test_a_training_on_two_nodes_meets_through_slurms_variables(work: Work) -> None:
     done = work.run("--set", "train.nodes=2", "--set", "train.layout.data_parallel=2")
     assert done.returncode == 0, done.stdout + done.stderr + work.log("train")
@@ -113,6 +128,41 @@ def test_a_training_on_two_nodes_meets_through_slurms_variables(work: Work) -> N
     assert "#SBATCH --nodes=2" in script
     hosts = work.cluster.ask("scontrol", "show", "job", work.job("train"))
     assert "NumNodes=2" in hosts
+
+
+def test_a_store_in_s3(work: Work, seaweed: SeaweedServer) -> None:
+    """The jobs get the address and the keys of the server as every job gets variables, and no script holds them."""
+    environ = seaweed.environ()
+    store = f"{seaweed.url}/slurm"
+    done = work.run("--store", store, **environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"exported model: {store}/exports/" in done.stdout
+    files = [path for path in (work.folder / RUN).rglob("*") if path.is_file()]
+    assert not [path for path in files if environ["AWS_SECRET_ACCESS_KEY"].encode() in path.read_bytes()]
+
+
+def test_train_gets_the_gpus_that_it_asks_for(work: Work) -> None:
+    """The node has four files for GPUs, so the job starts there and train says what it misses."""
+    train = (
+        "partition: gpu, gpu_type: a100, time: '1:00:00', constraint: scratch, account: lab, memory_gib: 3.5, cpus: 2"
+    )
+    work.configure(f"tasks: {{train: {{{train}}}}}")
+    done = work.run("--set", "train.gpus=2", "--set", "train.layout.data_parallel=2")
+    job = work.cluster.ask("scontrol", "show", "job", work.job("train"))
+    for granted in (
+        "Partition=gpu",
+        "NodeList=g1",
+        "gpu:a100:2",
+        "Features=scratch",
+        "Account=lab",
+        "TimeLimit=01:00:00",
+        "NumCPUs=2",
+        "MinMemoryNode=3.50G",
+    ):
+        assert granted in job, job
+    assert done.returncode == 70, done.stdout + done.stderr
+    assert "train.gpus is 2: expected a GPU for local rank" in work.log("train")
+    assert re.search(r"train +Failed +attempt 4; exit code 70: train", done.stdout), done.stdout
 
 
 def test_a_task_without_retries_left_fails_the_run_and_its_readers(work: Work, tmp_path: Path) -> None:

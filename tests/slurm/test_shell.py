@@ -50,6 +50,13 @@ def test_a_shell_on_a_node(work: Work, tmp_path: Path) -> None:
     assert work.cluster.queue() == []
 
 
+def test_a_shell_with_gpus(work: Work) -> None:
+    work.configure("tasks: {train: {gpus: 2, gpu_type: a100, partition: 'main,gpu'}}")
+    shown, code = in_terminal(work, typed='echo "[$CUDA_VISIBLE_DEVICES] on [$SLURM_JOB_NODELIST]"; exit\n')
+    assert "[0,1] on [g1]" in shown
+    assert code == 0
+
+
 def test_a_shell_that_no_node_has_room_for_is_refused(work: Work) -> None:
     work.configure("tasks: {train: {gpus: 8, partition: gpu}}")
     shown, code = in_terminal(work, typed="")

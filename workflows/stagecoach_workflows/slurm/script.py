@@ -188,11 +188,16 @@ def _ending(step: Step) -> list[str]:
     lines: list[str] = []
     if step.retry is not None:
         codes = "|".join(str(code) for code in RETRY_EXIT_CODES)
+        limit = step.retry.limit
+        helps = f'$code =~ ^({codes})$ && ${{SLURM_RESTART_COUNT:-0}} -lt {limit} && -n "${{SLURM_JOB_ID:-}}"'
         lines = [
             "",
+            "# scancel sends the signal that also comes before a time limit; only after that one the job is still running,",
+            "# and requeue would wake a cancelled job",
+            'state() { squeue --noheader --states=all --format=%T --jobs="$SLURM_JOB_ID" 2>/dev/null; }',
             f"if [ $code = {_KILLED_EXIT_CODE} ] && tail -n 20 \"$log\" 2>/dev/null | grep -qi 'oom.kill'; then",
             '  echo "killed for its memory: ask for more with memory_gib in slurm.yaml" >&2',
-            f'elif [[ $code =~ ^({codes})$ && ${{SLURM_RESTART_COUNT:-0}} -lt {step.retry.limit} && -n "${{SLURM_JOB_ID:-}}" ]]',
+            f"elif [[ {helps} && $(state) =~ ^(RUNNING)?$ ]]",
             "then",
             '  echo "exit code $code: this job is run again" >&2',
             '  scontrol requeue "$SLURM_JOB_ID" && exit "$code"',
