@@ -24,8 +24,10 @@ def run(
     run_id: options.Run = "",
     settings: options.Settings = None,
     runner: Annotated[Runner, typer.Option(help="What runs the stages.")] = "local",
-    answers: Annotated[int, typer.Option(metavar="NUM", help="Ask the exported model so many training prompts.")] = 0,
-    require_answers: Annotated[int, typer.Option(metavar="NUM", help="Fail with fewer good answers.")] = 0,
+    answers: Annotated[
+        int, typer.Option(min=0, metavar="NUM", help="Ask the exported model so many training prompts.")
+    ] = 0,
+    require_answers: Annotated[int, typer.Option(min=0, metavar="NUM", help="Fail with fewer good answers.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, metavar="NUM", help="Most stages at once.")] = 4,
     retries: Annotated[
         int | None, typer.Option(min=0, metavar="NUM", help="Most retries of a stage.", show_default=False)
@@ -40,6 +42,7 @@ def run(
     The store is the folder .run/store if --store is left out; `--store s3` starts an S3 server for the run, and stops
     it.
     """
+    _check_answers(answers, require_answers, runner)
     if store == "s3":
         from stagecoach_workflows.cli.with_s3 import run_with_s3
 
@@ -73,6 +76,24 @@ def run(
     with local.answers_beside(answers) as process:
         code = local.run(local.options(max_parallel=jobs, max_retries=retries), deployment, images)
         return code or local.show_results(process, required=require_answers)
+
+
+def _check_answers(answers: int, require_answers: int, runner: Runner) -> None:
+    """Refuse questions that nobody would ask.
+
+    Raises:
+        ConfigError: More good answers are required than are asked for, or the model ends up elsewhere.
+    """
+    from stagecoach.errors import ConfigError
+
+    if require_answers > answers:
+        raise ConfigError(
+            f"--require-answers: expected at most --answers = {answers}, got {require_answers}; raise --answers"
+        )
+    if answers and runner not in ("local", "docker"):
+        raise ConfigError(
+            f"--answers: expected the runner local or docker, got {runner}; ask the export with `stagecoach chat`"
+        )
 
 
 def check(
