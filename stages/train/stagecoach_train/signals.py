@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from types import FrameType
+from typing import Any
 
 from stagecoach.errors import ConfigError, InterruptedWithProgress
 
 DEADLINE_MARGIN_SECONDS = 30.0
 EXPENDABLE_GRACE_SECONDS = 4.0
+_EXIT_CODE = InterruptedWithProgress.exit_code
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -96,24 +98,33 @@ class StopRequest:
             ends_process: The process ends after the block. A signal that comes again, as the workflow engine and the
                 kubelet each send one, is then ignored: it would put 143 in the place of the exit code that says what
                 was saved.
+
+        A SIGINT that comes after another signal is a person who does not want to wait: it ends the process at once, as
+        what is half-written is trusted by nobody.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+
+        def end(number: int, frame: FrameType | None) -> None:
+            exit_now(_EXIT_CODE)
+
         self._left.clear()
         receiving, sending = os.pipe()
         os.set_blocking(sending, False)
         thread = threading.Thread(target=self._watch, args=(receiving, exit_now), name="signals", daemon=True)
         thread.start()
-        handlers = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        handlers: dict[signal.Signals, Any] = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         old_descriptor = signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
         try:
             yield
         finally:
             self._left.set()
             signal.set_wakeup_fd(old_descriptor)
+            if ends_process and self._signalled:
+                handlers = {signal.SIGTERM: signal.SIG_IGN, signal.SIGINT: end}
             for number, handler in handlers.items():
-                signal.signal(number, signal.SIG_IGN if ends_process and self._signalled else handler)
+                signal.signal(number, handler)
             os.close(sending)
             thread.join()
             os.close(receiving)
@@ -123,13 +134,17 @@ class StopRequest:
         self.request(f"{signal.Signals(number).name} arrived")
 
     def _watch(self, receiving: int, exit_now: Callable[[int], None]) -> None:
+        num_signals = 0
         while data := os.read(receiving, 64):
-            stopping = next((n for n in data if n in {int(number) for number in _SIGNALS}), None)
-            if stopping is None:
+            stopping = [number for number in data if number in _SIGNALS]
+            if not stopping:
                 continue
-            self.request(f"{signal.Signals(stopping).name} arrived")
+            if signal.SIGINT in stopping[0 if num_signals else 1 :]:
+                exit_now(_EXIT_CODE)
+            num_signals += len(stopping)
+            self.request(f"{signal.Signals(stopping[0]).name} arrived")
             limit_seconds = time.monotonic() + EXPENDABLE_GRACE_SECONDS
             while self.expendable and time.monotonic() < limit_seconds and not self._left.wait(0.05):
                 pass
             if self.expendable and not self._left.is_set():
-                exit_now(InterruptedWithProgress.exit_code)
+                exit_now(_EXIT_CODE)

@@ -72,6 +72,23 @@ class TestSignals:
         )
         assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 75
 
+    @pytest.mark.parametrize("first", ["SIGTERM", "SIGINT"])
+    @pytest.mark.parametrize("is_ending", [False, True])
+    def test_ctrl_c_after_a_signal_ends_at_once(self, first: str, is_ending: bool) -> None:
+        """Neither a checkpoint on its way nor the manifest is waited for."""
+        program = (
+            "import os, signal, time; from stagecoach_train.signals import StopRequest; stop = StopRequest()\n"
+            "def again():\n"
+            "    os.kill(os.getpid(), signal.SIGINT)\n"
+            "    time.sleep(30)\n"
+            "with stop.listening(ends_process=True):\n"
+            f"    os.kill(os.getpid(), signal.{first})\n"
+            "    while stop.reason is None: pass\n"
+            f"    {is_ending} or again()\n"
+            "again()"
+        )
+        assert subprocess.run([sys.executable, "-c", program], check=False, timeout=25).returncode == 75
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_handlers_come_back_where_no_signal_came(self, number: signal.Signals) -> None:
         before = signal.getsignal(number)
