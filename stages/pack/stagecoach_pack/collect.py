@@ -68,6 +68,8 @@ def collect(
     spool: Spool,
     on_progress: Progress = lambda _rows, _note: None,
     take: Take | None = None,
+    *,
+    of_recipe: bool = True,
 ) -> Collected:
     """Read all sources into ``spool``.
 
@@ -77,6 +79,7 @@ def collect(
         spool: Gets every usable conversation.
         on_progress: Told how far it is.
         take: Gets at once, in order, what mixing will take whatever else is read; the spool keeps no text of it.
+        of_recipe: A user wrote ``data``; otherwise errors name none of its sources and fields.
 
     Raises:
         DataError: A file is damaged, a source has no data file or no row, or rows are bad and may not be dropped.
@@ -85,14 +88,18 @@ def collect(
     for number, source in enumerate(data.sources):
         take_source = take if takes_all(source) else None
         collector = _SourceCollector(source, number, spool, on_progress, take_source, data.remove_duplicates)
+        if not of_recipe:
+            collector.problems.source = ""
         collector.read(files[source.name], stop_at_bad=data.on_bad_row == "stop")
         collected.counts.append(collector.counts)
         collected.problems.append(collector.problems)
-    refuse_bad_rows(data, collected)
+    refuse_bad_rows(data, collected, "correct the data" + (", or set data.on_bad_row to drop" if of_recipe else ""))
     return collected
 
 
-def refuse_bad_rows(data: DataConfig, collected: Collected) -> None:
+def refuse_bad_rows(
+    data: DataConfig, collected: Collected, advice: str = "correct the data, or set data.on_bad_row to drop"
+) -> None:
     """Stop if rows are bad and the recipe does not let them be dropped.
 
     Raises:
@@ -101,7 +108,7 @@ def refuse_bad_rows(data: DataConfig, collected: Collected) -> None:
     for counts, found in zip(collected.counts, collected.problems, strict=True):
         counts.bad_rows = dict(sorted(found.counts.items()))
     if data.on_bad_row == "stop" and any(found.total for found in collected.problems):
-        raise refuse(collected.problems, "correct the data, or set data.on_bad_row to drop")
+        raise refuse(collected.problems, advice)
     for counts, found in zip(collected.counts, collected.problems, strict=True):
         if found.total > data.max_bad_share * counts.rows_read:
             share = f"{found.total / counts.rows_read:.2%} of the {counts.rows_read} rows of {found.source}"
@@ -137,15 +144,18 @@ class _SourceCollector:
         self.counts.files = [file.name for file in data_files]
         if not data_files:
             names = ", ".join(file.name for file in files) or "none"
-            raise DataError(f"data source {self._source.name}: expected at least one data file, got {names[:200]}")
+            raise DataError(f"{self._place}: expected at least one data file, got {names[:200]}")
         for file in data_files:
             self._read_file(file)
         self.counts.row_format = self._reader.row_format if self._reader else ""
         if self.counts.rows_usable == 0 and not (stop_at_bad and self.problems.total):
             raise DataError(
-                f"data source {self._source.name}: expected usable rows, got none of {self.counts.rows_read}:"
-                f" {self._why_empty()}"
+                f"{self._place}: expected usable rows, got none of {self.counts.rows_read}: {self._why_empty()}"
             )
+
+    @property
+    def _place(self) -> str:
+        return f"data source {self.problems.source}" if self.problems.source else "chat files"
 
     def _why_empty(self) -> str:
         steps = [f"{left} after '{name}'" for name, left in self.counts.left_after.items()]

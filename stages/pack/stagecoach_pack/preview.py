@@ -144,7 +144,7 @@ def data_statistics(files: Sequence[DataFile], tokenizer: ChatTokenizer) -> Iter
         data = DataConfig(name="statistics", sources=(source,))
         lengths: list[int] = []
         num_trained = 0
-        with _Spooled(data, {"file": [file]}) as spool:
+        with _Spooled(data, {"file": [file]}, of_recipe=False) as spool:
             for start in range(0, len(spool), _COUNTED_AT_ONCE):
                 talks = list(spool.conversations(np.arange(start, min(start + _COUNTED_AT_ONCE, len(spool)))))
                 for labelled in _labelled(talks, renderer, labeller, file.name):
@@ -185,15 +185,16 @@ def statistics_table(rows: Sequence[FileStatistics]) -> Table:
 class _Spooled:
     """A spool of all rows in a temporary folder, gone when the block ends."""
 
-    def __init__(self, data: DataConfig, files: Mapping[str, Sequence[DataFile]]) -> None:
+    def __init__(self, data: DataConfig, files: Mapping[str, Sequence[DataFile]], *, of_recipe: bool = True) -> None:
         self._data = data
+        self._of_recipe = of_recipe
         self._files = files
         self._folder = Path(tempfile.mkdtemp(prefix="stagecoach-preview-"))
         self._spool = Spool(self._folder)
 
     def __enter__(self) -> Spool:
         try:
-            collect(self._data, self._files, self._spool)
+            collect(self._data, self._files, self._spool, of_recipe=self._of_recipe)
         except BaseException:
             self.__exit__()
             raise

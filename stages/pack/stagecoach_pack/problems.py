@@ -41,7 +41,7 @@ def shorten(value: object) -> str:
 
 @dataclass(slots=True)
 class SourceProblems:
-    """The bad rows of one source."""
+    """The bad rows of one source; its name is empty for files that belong to no recipe."""
 
     source: str
     counts: Counter[str]
@@ -61,7 +61,8 @@ class SourceProblems:
         """Take one; ``row`` counts from 1 (a line number in JSON lines)."""
         self.counts[problem.reason] += 1
         if len(self.examples) < _SHOWN:
-            self.examples.append(f"{self.source}: {file}: row {row}: {problem}")
+            place = f"{self.source}: {file}" if self.source else file
+            self.examples.append(f"{place}: row {row}: {str(problem).removeprefix('row: ')}")
 
     def join(self, later: SourceProblems) -> None:
         """Take those that were found after these."""

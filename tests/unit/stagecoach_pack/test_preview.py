@@ -81,7 +81,26 @@ def test_statistics_count_rows_and_tokens(tmp_path: Path) -> None:
     ]
 
 
-def test_statistics_of_a_damaged_file_are_an_error(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_bytes(b"{")
-    with pytest.raises(DataError, match=r"x\.jsonl: row 1: .*; correct the data"):
-        list(data_statistics([DataFile("x.jsonl", tmp_path / "x.jsonl")], chat_tokenizer("mistral")))
+@pytest.mark.parametrize(
+    ("content", "name", "sentence"),
+    [
+        (b"{", "x.jsonl", r"^x\.jsonl: row 1: expected one JSON value .*, found '{'; correct the data$"),
+        (
+            b"{}\n[]",
+            "x.jsonl",
+            r"^2 bad rows; correct the data:\n  x\.jsonl: row 1: expected .*\n  x\.jsonl: row 2: expected",
+        ),
+        (
+            json_lines(TALK, {"messages": 5}),
+            "x.jsonl",
+            r"^x\.jsonl: row 2: messages: expected a list.*; correct the data$",
+        ),
+        (b"", "x.jsonl", r"^x\.jsonl: expected at least one row"),
+        (b"a", "README.md", r"^chat files: expected at least one data file, got README\.md$"),
+    ],
+)
+def test_statistics_of_a_damaged_file_are_an_error(content: bytes, name: str, sentence: str, tmp_path: Path) -> None:
+    """No recipe was given: the sentence names none of its sources, and none of its fields as the way out."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=sentence):
+        list(data_statistics([DataFile(name, tmp_path / name)], chat_tokenizer("mistral")))

@@ -191,7 +191,7 @@ def test_without_held_out_conversations_the_split_is_empty(tmp_path: Path) -> No
 def test_a_row_that_the_template_refuses_stops_or_is_dropped(tmp_path: Path) -> None:
     odd = {"messages": [{"role": "user", "content": "u"}, {"role": "system", "content": "late"}]}
     files = {"a": {"x.jsonl": json_lines(*rows(5), odd)}}
-    with pytest.raises(DataError, match=r"^a: x\.jsonl: row 6: row: .*only user and assistant.*; correct the data"):
+    with pytest.raises(DataError, match=r"^a: x\.jsonl: row 6: .*only user and assistant.*; correct the data"):
         pack_run(tmp_path, files, family="llama2-template", pack_tokens=4096)
     packed = pack_run(
         tmp_path / "drop",

@@ -67,4 +67,4 @@ def test_the_stages_exit_code_and_sentence_reach_the_user(
     assert "nothing: expected a chat file, or a folder with some" in capfd.readouterr().err
     (tmp_path / "bad.jsonl").write_text("{}", encoding="utf-8")
     assert app(["data-stats", str(tmp_path / "bad.jsonl"), "--recipe", "micro", "--work", work]) == 79
-    assert "bad.jsonl: row 1: row: expected one of the schemas" in capfd.readouterr().err
+    assert "bad.jsonl: row 1: expected one of the schemas" in capfd.readouterr().err
