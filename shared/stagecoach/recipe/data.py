@@ -79,7 +79,9 @@ class DataConfig(Section):
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = result(0.01)
     """Under ``drop``: refuse the source if a larger share of its rows is bad."""
     remove_duplicates: bool = result(True)
-    """Keep only the first of conversations that are equal in every message and tool."""
+    """Keep only the first of conversations that are equal in every message and tool, whatever the ids of the rows and
+    the weights of the messages: put the row whose weights shall count first.
+    """
 
     @field_validator("name")
     @classmethod
