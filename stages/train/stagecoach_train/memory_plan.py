@@ -221,12 +221,9 @@ def kept_bytes_per_token(spec: ModelSpec, config: TrainConfig, mode: RecomputeMo
     if mode in ("selective", "none"):
         elements += 2 * inner
     bytes_beside = 4 * spec.num_heads // tp if mode != "full" else 0  # log-sum-exp
-    if mode == "none":
-        inputs = (0 if shares_tokens else 2 * stream) + inner
-        if config.matmul_precision == "fp8_tensorwise":  # products keep their inputs in 8 bits, attention's output too
-            bytes_beside += int(inputs + heads)
-        else:
-            elements += inputs
+    # In 8 bits a compiled layer keeps no product's input: narrowing is elementwise, and made again from what is kept.
+    if mode == "none" and config.matmul_precision != "fp8_tensorwise":
+        elements += (0 if shares_tokens else 2 * stream) + inner
     return int(elements * _BYTES[config.compute_dtype]) + bytes_beside
 
 
