@@ -37,3 +37,15 @@ def test_a_training_on_two_nodes_is_rendered_as_committed(request: pytest.Fixtur
         TWO_NODES.parent.mkdir(exist_ok=True)
         TWO_NODES.write_text(to_yaml([document]), encoding="utf-8")
     assert yaml.safe_load(TWO_NODES.read_text(encoding="utf-8")) == document
+
+
+def test_what_happens_at_the_exit_happens_whatever_else_fails() -> None:
+    """Argo starts nothing more in a DAG of which a task failed, unless it is told to: a webhook that is down kept a JobSet."""
+    recipe = load_recipe("mistral-7b-4xa100", ("train.nodes=2", "train.gpus=4", "train.layout.data_parallel=2"))
+    document = template_document(recipe, Deployment())
+    (at_exit,) = (
+        each for each in document["spec"]["templates"] if each["name"] == document["spec"]["hooks"]["exit"]["template"]
+    )
+    assert len(at_exit["dag"]["tasks"]) == 2
+    assert at_exit["dag"]["failFast"] is False
+    assert not any("dependencies" in task or "depends" in task for task in at_exit["dag"]["tasks"])

@@ -95,7 +95,7 @@ def build(shape: Shape, recipe_base64: str, deployment: Deployment, name: str) -
             plan = Task(name="plan", template=plan_template)
             _connect(plan, nodes, stages)
         if len(at_exit) > 1:
-            with DAG(name=_EXIT):
+            with DAG(name=_EXIT, fail_fast=False):  # a message that cannot be sent keeps no pods alive, nor the reverse
                 for template in at_exit:
                     Task(name=cast(str, template.name), template=template)
         if at_exit:
