@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from stagecoach.architectures.registry import ModelSpec
 from stagecoach.errors import ConfigError, DataError
 from stagecoach.outputs import open_input
+from stagecoach.parallel.fp8_sizes import check_fp8_sizes
 from stagecoach.parallel.slicing import RankLayout, check_layout
 from stagecoach.recipe.download import DownloadModelConfig
 from stagecoach.recipe.recipe import Recipe
@@ -54,10 +55,13 @@ def refuse_layout(spec: ModelSpec, recipe: Recipe) -> None:
     """Return if what the recipe says about ranks and layers fits the model.
 
     Raises:
-        ConfigError: Heads, layers or widths cannot be divided so, or `train.recompute` lists another number of layers.
+        ConfigError: Heads, layers or widths cannot be divided so, a size is none that 8-bit floats can have, or
+            `train.recompute` lists another number of layers.
     """
     layout, recompute = recipe.train.layout, recipe.train.recompute
     check_layout(spec, RankLayout(layout.tensor_parallel, layout.pipeline_parallel, layout.virtual_stages))
+    if recipe.train.matmul_precision == "fp8_tensorwise":
+        check_fp8_sizes(spec, layout.tensor_parallel)
     if isinstance(recompute, tuple) and len(recompute) != spec.num_layers:
         raise ConfigError(
             f"train.recompute: expected one mode, or one for each of the model's {spec.num_layers} layers, got a list of"

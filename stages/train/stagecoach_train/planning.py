@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from stagecoach.architectures.registry import ModelSpec
 from stagecoach.errors import ConfigError, DataError
 from stagecoach.formats.packed import PackedSplit
+from stagecoach.parallel.fp8_sizes import FP8_MULTIPLE
 from stagecoach.recipe.train import TrainConfig, micro_batches_per_rank
 from stagecoach_train.batch import MicroBatchShape
 from stagecoach_train.data import DataOrder, refuse_untrained_steps
@@ -114,10 +115,10 @@ def refuse_uneven(config: TrainConfig, shape: MicroBatchShape, micro_batch_packs
             f"layout.virtual_stages needs a number of micro-batches that {config.layout.pipeline_parallel} pipeline ranks"
             " divide; change train.packs_per_step, or set layout.virtual_stages to 1"
         )
-    if config.matmul_precision == "fp8_tensorwise" and shape.num_tokens % 16:
+    if config.matmul_precision == "fp8_tensorwise" and shape.num_tokens % FP8_MULTIPLE:
         raise ConfigError(
-            f"train.matmul_precision fp8_tensorwise needs a micro-batch of a multiple of 16 tokens, got {shape.num_tokens};"
-            " change pack.pack_tokens, or set it to compute_dtype"
+            f"train.matmul_precision fp8_tensorwise needs a micro-batch of a multiple of {FP8_MULTIPLE} tokens, got"
+            f" {shape.num_tokens}; change pack.pack_tokens, or set it to compute_dtype"
         )
     ranks = config.layout.tensor_parallel
     if config.layout.sequence_parallel and shape.num_tokens % ranks:

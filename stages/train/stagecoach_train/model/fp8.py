@@ -21,8 +21,6 @@ import torch
 
 INPUT_DTYPE = torch.float8_e4m3fn
 GRADIENT_DTYPE = torch.float8_e5m2
-MULTIPLE = 16
-"""Every size of a product must be a multiple of this (torch._scaled_mm)."""
 LEAST_CAPABILITY = (8, 9)
 """First NVIDIA GPUs with 8-bit matrix products: Ada; Hopper is 9.0."""
 

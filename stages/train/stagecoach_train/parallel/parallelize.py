@@ -21,6 +21,7 @@ from torch import nn
 
 from stagecoach.architectures.registry import ModelSpec, TensorSpec, native_tensors
 from stagecoach.errors import ConfigError
+from stagecoach.parallel.fp8_sizes import check_fp8_sizes
 from stagecoach.parallel.slicing import LocalTensor, layers_of_stage, local_rectangles
 from stagecoach.recipe.train import RecomputeMode, TrainConfig
 from stagecoach_train.loss import VocabularyShard
@@ -190,18 +191,7 @@ def _check_fp8(spec: ModelSpec, num_tensor_ranks: int, device: torch.device) -> 
             f"train.matmul_precision fp8_tensorwise needs a GPU with 8-bit matrix products (Ada, Hopper or newer), got"
             f" {torch.cuda.get_device_name(device)}; set it to compute_dtype"
         )
-    sizes = {
-        "hidden size": spec.hidden_size,
-        "rows of queries, keys and values": spec.qkv_rows // num_tensor_ranks,
-        "columns of the attention's output": spec.num_heads * spec.head_dim // num_tensor_ranks,
-        "intermediate size": spec.intermediate_size // num_tensor_ranks,
-    }
-    for what, size in sizes.items():
-        if size % fp8.MULTIPLE:
-            raise ConfigError(
-                f"train.matmul_precision fp8_tensorwise needs multiples of {fp8.MULTIPLE}, got {size} as {what} of a rank;"
-                " set it to compute_dtype, or change layout.tensor_parallel"
-            )
+    check_fp8_sizes(spec, num_tensor_ranks)
 
 
 def _stages(
