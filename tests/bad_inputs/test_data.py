@@ -86,7 +86,31 @@ FILES: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "a cut array": ("chat.json", json.dumps(GOOD).encode()[:-40], ("row 10: expected a JSON value", "cannot be found")),
     "an array without a comma": ("chat.json", b'[{"messages": []} {"messages": []}]', ("expected ','",)),
     "an array and more": ("chat.json", b'[{"messages": []}]\n{}', ("is it JSON lines?",)),
-    "an indented object": ("chat.json", json.dumps(GOOD[0], indent=1).encode(), ("row 1", "expected one JSON value")),
+    "an indented object": (
+        "chat.json",
+        json.dumps(GOOD[0], indent=1).encode(),
+        ("row 1: expected one JSON value a line", "jq -c"),
+    ),
+    "rows in one object": (
+        "chat.json",
+        json.dumps({"version": 1, "data": GOOD}).encode(),
+        ("row 1: expected one conversation; write the rows of 'data' one a line",),
+    ),
+    "an empty conversation first": (
+        "chat.jsonl",
+        lines({"messages": []}, *GOOD),
+        ("row 1: messages: expected at least one message, found 'none'",),
+    ),
+    "messages as JSON text": (
+        "chat.jsonl",
+        lines({"messages": json.dumps(GOOD[0]["messages"])}),
+        ("row 1: messages: expected a list, found a text that holds one as JSON: decode it",),
+    ),
+    "messages as rows": (
+        "chat.jsonl",
+        lines(GOOD[0]["messages"], GOOD[1]["messages"]),
+        ("is it JSON lines whose rows are lists (each has to be an object",),
+    ),
     "UTF-16": ("chat.jsonl", lines(*GOOD).decode().encode("utf-16"), ("got UTF-16", "iconv")),
     "an unknown ending": ("chat.csv", b"a,b\n", ("chat.csv: expected a file that ends in .jsonl",)),
     "no ending": ("chat", lines(*GOOD), ("chat: expected a file that ends in .jsonl",)),

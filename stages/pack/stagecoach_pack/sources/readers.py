@@ -195,6 +195,11 @@ def _json_rows(file: DataFile, stream: _Peekable) -> Iterator[Row]:
         stream.read(len(codecs.BOM_UTF8))
         head = head[len(codecs.BOM_UTF8) :]
     first = head.lstrip()[:1]
+    if first == b"{" and _is_object_over_lines(head):
+        raise DataError(
+            f"{file.name}: row 1: expected one JSON value a line, or one JSON array of rows, got a JSON object over several"
+            " lines; write it on one line, for example with jq -c . (with jq -c '.NAME[]' if its rows are a list under NAME)"
+        )
     rows = _array_rows(file, stream) if first == b"[" else _line_rows(stream)
     empty = True
     for row in rows:
@@ -204,6 +209,20 @@ def _json_rows(file: DataFile, stream: _Peekable) -> Iterator[Row]:
         raise DataError(
             f"{file.name}: expected at least one row, got an empty file; take it out of the source or download it again"
         )
+
+
+def _is_object_over_lines(head: bytes) -> bool:
+    """Tell whether a file begins with an object that is indented for people, so that no line of it is JSON."""
+    first_line, _, behind = head.lstrip().partition(b"\n")
+    if first_line.strip() == b"{":
+        return behind.lstrip().startswith((b'"', b"}"))
+    if isinstance(_decode(first_line), RowProblem):
+        try:
+            value, end = json.JSONDecoder(parse_int=str).raw_decode(head.decode("utf-8", "replace").lstrip())
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(value, dict) and end > len(first_line.decode("utf-8", "replace"))
+    return False
 
 
 def _line_rows(stream: _Peekable) -> Iterator[Row]:
@@ -250,8 +269,9 @@ def _array_rows(file: DataFile, stream: _Peekable) -> Iterator[Row]:
             text.skip_space()
     text.skip_space()
     if text.next():
+        lists = ' whose rows are lists (each has to be an object, {"messages": [..]})' if text.next() == "[" else ""
         raise DataError(
-            f"{file.name}: expected the end of the file behind the array's ']', got {text.next()!r}; is it JSON lines?"
+            f"{file.name}: expected the end of the file behind the array's ']', got {text.next()!r}; is it JSON lines{lists}?"
         )
 
 

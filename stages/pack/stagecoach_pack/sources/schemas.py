@@ -33,6 +33,9 @@ _EXPECTED_KEYS: dict[RowFormat, str] = {
 }
 
 
+_TURN_COLUMNS = ("messages", "conversations", "items", "conversation")
+
+
 def detect_format(row: Any, columns: Mapping[str, str]) -> RowFormat:
     """Return the schema that a row has.
 
@@ -44,12 +47,8 @@ def detect_format(row: Any, columns: Mapping[str, str]) -> RowFormat:
         RowProblem: None of the known ones.
     """
     if isinstance(row, dict):
-        present = {
-            name
-            for name in ("messages", "conversations", "items", "conversation")
-            if isinstance(row.get(columns.get(name, name)), list)
-        }
-        for name in sorted(present, key=("messages", "conversations", "items", "conversation").index):
+        present = {name for name in _TURN_COLUMNS if isinstance(row.get(columns.get(name, name)), list)}
+        for name in sorted(present, key=_TURN_COLUMNS.index):
             turns = row[columns.get(name, name)]
             first = next((turn for turn in turns if isinstance(turn, dict)), {})
             if "from" in first:
@@ -72,9 +71,50 @@ def detect_format(row: Any, columns: Mapping[str, str]) -> RowFormat:
         texts = row.get(columns.get("data", "data"))
         if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
             return "alternating"
+    raise _unknown_schema(row, columns)
+
+
+def _unknown_schema(row: Any, columns: Mapping[str, str]) -> RowProblem:
+    """Return what is most likely wrong with a row that has no known schema."""
+    if not isinstance(row, dict):
+        return _not_an_object(row)
+    if {"role", "content"} <= row.keys():
+        return RowProblem("single message", "", "a conversation, a list of messages under 'messages'", row)
+    for column in (columns.get(name, name) for name in _TURN_COLUMNS):
+        if row.get(column) == []:
+            return RowProblem("empty conversation", column, "at least one message", "none")
+        if isinstance(row.get(column), str):
+            return _not_a_list(column, row[column])
+    for name, value in row.items():
+        if isinstance(value, list) and value and _has_schema(value[0], columns):
+            return RowProblem(
+                "rows in one object",
+                "",
+                f"one conversation; write the rows of '{name}' one a line, or as an array that is the whole file",
+                list(row),
+            )
     known = "; ".join(f"{name}: {keys}" for name, keys in _EXPECTED_KEYS.items())
-    found = list(row) if isinstance(row, dict) else row
-    raise RowProblem("unknown schema", "", f"one of the schemas ({known}); name it with `format` and `columns`", found)
+    expected = f"one of the schemas ({known}); name it with `format` and `columns`"
+    return RowProblem("unknown schema", "", expected, list(row))
+
+
+def _has_schema(row: Any, columns: Mapping[str, str]) -> bool:
+    """Tell whether an object inside a row is a conversation itself."""
+    try:
+        return isinstance(row, dict) and bool(detect_format(row, columns))
+    except RowProblem as problem:
+        return problem.reason == "empty conversation"
+
+
+def _not_an_object(row: Any) -> RowProblem:
+    hint = "; put a list of messages under 'messages'" if isinstance(row, list) else ""
+    return RowProblem("not an object", "", f"a JSON object{hint}", row)
+
+
+def _not_a_list(name: str, value: Any) -> RowProblem:
+    is_json = isinstance(value, str) and value.lstrip().startswith("[")
+    hint = ", found a text that holds one as JSON: decode it when the file is written" if is_json else ""
+    return RowProblem("wrong type", name, f"a list{hint}", value)
 
 
 _SHAREGPT_FIELDS = frozenset({"from", "value", "weight"})
@@ -109,7 +149,7 @@ class RowReader:
             RowProblem: A field is missing, of the wrong type, or holds what cannot be kept.
         """
         if not isinstance(row, dict):
-            raise RowProblem("not an object", "", "a JSON object", row)
+            raise _not_an_object(row)
         conversation = self._schema(row)
         conversation.tools = self._tools(row)
         self._add_system(conversation.messages, row)
@@ -156,7 +196,7 @@ class RowReader:
     def _turns(self, row: Mapping[str, Any], *names: str) -> tuple[str, list[Any]]:
         name, turns = self._column(row, *names)
         if not isinstance(turns, list):
-            raise RowProblem("wrong type", name, "a list", turns)
+            raise _not_a_list(name, turns)
         return name, turns
 
     def _role(self, value: Any, field: str) -> str:

@@ -102,6 +102,13 @@ def test_a_line_that_is_too_large_is_one_problem(tmp_path: Path, monkeypatch: py
     assert rows[1] == (2, {"a": 2})
 
 
+@pytest.mark.parametrize("cut", [b"{", b'{"a": ['])
+def test_a_first_line_that_is_cut_spoils_no_line_behind_it(cut: bytes, tmp_path: Path) -> None:
+    rows = read(tmp_path, "a.jsonl", cut + b'\n{"a": 2}\n')
+    assert isinstance(rows[0][1], RowProblem)
+    assert rows[1] == (2, {"a": 2})
+
+
 def test_a_line_of_50_megabytes_is_a_row_like_any_other(tmp_path: Path) -> None:
     rows = read(tmp_path, "a.jsonl", b'{"a": "' + b"x" * 50_000_000 + b'"}\n{"a": 2}\n')
     assert [number for number, _ in rows] == [1, 2]
@@ -128,6 +135,9 @@ PARQUET = parquet_bytes(ROWS)
         pytest.param("a.json", b"[1,,2]", "row 2: expected a JSON value", id="empty item"),
         pytest.param("a.json", b"[" * 100_000, "nested too deeply", id="deep nesting"),
         pytest.param("a.json", b'["\xff"]', "expected UTF-8 text, got the byte 0xff", id="invalid UTF-8"),
+        pytest.param("a.json", b' {\n "a": 1}', "got a JSON object over several lines", id="indented"),
+        pytest.param("a.json", b'{"a": [\n1]}\n', "got a JSON object over several lines", id="wrapped"),
+        pytest.param("a.jsonl", b'{\n"a": "' + b"x" * 2**21 + b'"}', "over several lines", id="indented and large"),
         pytest.param("a.jsonl.gz", LINES, "expected a whole gzip file", id="not gzip"),
         pytest.param("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-9], "expected a whole gzip file", id="cut gzip"),
         pytest.param(

@@ -157,7 +157,17 @@ def message(**fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ([1], "row: expected one of the schemas"),
+        ([1], "row: expected a JSON object; put a list of messages under 'messages'"),
+        (5, "row: expected a JSON object, found 5"),
+        ({"messages": []}, "messages: expected at least one message"),
+        ({"role": "user", "content": "u"}, "row: expected a conversation, a list of messages under 'messages'"),
+        ({"talk": []}, "row: expected one of the schemas"),
+        ({"conversations": ' [{"role"'}, "conversations: expected a list, found a text that holds one as JSON"),
+        (
+            {"data": [{"messages": [{"role": "user", "content": "u"}]}]},
+            "row: expected one conversation; write the rows of",
+        ),
+        ({"rows": [{"messages": []}], "n": 1}, "row: expected one conversation; write the rows of 'rows' one a line"),
         ({"text": "x"}, "row: expected one of the schemas"),
         (message(role="robot"), "messages[1].role: expected one of assistant, bard"),
         (message(role=None), "messages[1].role: expected one of"),
