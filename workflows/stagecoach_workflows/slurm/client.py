@@ -13,6 +13,10 @@ from stagecoach_workflows.slurm.config import time_seconds
 
 _PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel", "sinfo", "srun")
 _JOB_FIELDS = (("JobID", 20), ("State", 20), ("Reason", 60), ("RestartCnt", 10), ("NodeList", 60))
+_ENDED = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
+)
 _GPU = re.compile(r"gpu(?::([A-Za-z0-9_.-]+))?:(\d+)")
 
 
@@ -42,6 +46,11 @@ class Job:
     reason: str
     restarts: int
     nodes: str
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it waits, runs or is held in any way."""
+        return self.state not in _ENDED
 
 
 class Slurm:
@@ -103,30 +112,30 @@ class Slurm:
         return found
 
     def end(self, job_ids: Sequence[str], *, at_once: bool) -> None:
-        """End jobs: those that wait at once, those that run by SIGTERM, after which they save and are not run again.
+        """End jobs: those that run by SIGTERM, after which they save and are not run again, all others at once.
 
         Args:
             job_ids: The jobs.
             at_once: Do not wait for them to save.
         """
-        states = {job_id: job.state for job_id, job in self.jobs(job_ids).items()}
-        waiting = [job_id for job_id, state in states.items() if state == "PENDING"]
-        running = [job_id for job_id, state in states.items() if state == "RUNNING"]
-        self._cancel(*waiting, *(running if at_once else ()))
-        if at_once:
-            return
-        for job_id in running:
-            self._ask("scontrol", "update", f"JobId={job_id}", "Requeue=0")
+        live = [job for job in self.jobs(job_ids).values() if job.is_live]
+        saving = [] if at_once else [job.job_id for job in live if job.state in ("RUNNING", "COMPLETING")]
+        self._cancel(*(job.job_id for job in live if job.job_id not in saving))
+        for job_id in saving:
+            self._end("scontrol", "update", f"JobId={job_id}", "Requeue=0")
             self._cancel("--signal=TERM", job_id)
 
     def _cancel(self, *words: str) -> None:
-        """Call scancel; a job that has ended in the meantime is as it should be."""
-        if not words:
-            return
-        done = subprocess.run(["scancel", *words], capture_output=True, text=True, check=False)
-        said = done.stderr.strip()
-        if done.returncode and said and "already" not in said and "Invalid job id" not in said:
-            raise ConfigError(f"SLURM: scancel: {said}")
+        if words:
+            self._end("scancel", *words)
+
+    def _end(self, *command: str) -> None:
+        """Call a program that ends jobs; one that has ended in the meantime is as it should be."""
+        try:
+            self._ask(*command)
+        except ConfigError as error:
+            if not re.search(r"already|Invalid job id|^SLURM: scancel: exit code", str(error)):
+                raise
 
     def _ask(self, *command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -22,7 +22,7 @@ from stagecoach_workflows.workflow_state import NodeState, WorkflowState
 _JOBS_FILE = "jobs"
 _SCRIPTS_FOLDER = "slurm"
 _POLL_SECONDS = 1.0
-_RUNNING = ("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SIGNALING", "SUSPENDED", "STOPPED")
+_CANCELLED = "cancelled"
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESIZING", "SPECIAL_EXIT")
 _ERROR_OF_CODE: dict[int, type[StagecoachError]] = {
     error.exit_code: error for error in (ConfigError, DataError, MissingInputError, UnavailableError)
@@ -52,6 +52,7 @@ class SlurmRun:
         Raises:
             StagecoachError: The plan was refused, or a job was; the sentence is what was said last.
         """
+        before = self.jobs() if self.is_submitted else {}
         command = ["bash", str(self.scripts / SUBMIT), self.run_id, str(self.folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -59,7 +60,8 @@ class SlurmRun:
             # what sbatch and the shell say has no code of ours: an option that this cluster does not take
             error = _ERROR_OF_CODE.get(done.returncode, ConfigError)
             raise error("\n".join(_sentences(lines)) or f"{SUBMIT} ended with exit code {done.returncode}")
-        return self.jobs()
+        jobs = self.jobs()
+        return jobs if jobs != before else {}
 
     def jobs(self) -> dict[str, str]:
         """Return the job's id by task, in the order of submission.
@@ -133,7 +135,7 @@ class SlurmRuns:
             code, job = run.exit_code(PROBE), self._slurm.jobs([job_id]).get(job_id)
             if code == 0:
                 return True
-            if code is not None or job is None or job.state not in (*_RUNNING, *_WAITING):
+            if code is not None or job is None or not job.is_live:
                 self._slurm.end(list(run.jobs().values()), at_once=True)
                 raise _probe_error(run, code)
             time.sleep(_POLL_SECONDS)
@@ -147,7 +149,7 @@ class SlurmRuns:
             job = self._slurm.jobs([job_id]).get(job_id)
             lines, position = _lines_from(run.log(task), position)
             yield from lines
-            if job is None or job.state not in (*_RUNNING, *_WAITING):
+            if job is None or not job.is_live:
                 return
             time.sleep(_POLL_SECONDS)
 
@@ -171,19 +173,19 @@ def _node(run: SlurmRun, task: str, job: Job | None, job_id: str) -> NodeState:
     state = job.state if job is not None else ""
     restarts = job.restarts if job is not None else 0
     share, note = run.progress(task)
-    phase, message = "Omitted", "cancelled before it started, or lost"
     if state in _WAITING:
         phase, message = "Pending", job.reason if job is not None else ""
-    elif state in _RUNNING and code is None:
+    elif job is not None and job.is_live and code is None:
         phase, message = "Running", note
-    elif code == 0:
+    elif code == 0 or (code is None and state == "COMPLETED"):
         phase, message = "Succeeded", ""
     elif code is not None:
         phase, message = "Failed", f"exit code {code}: {run.last_sentence(task).partition(chr(10))[0]}"
-    elif state in ("FAILED", "NODE_FAIL", "TIMEOUT", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"):
-        phase, message = "Failed", f"SLURM says {state}"
     elif state == "CANCELLED":
-        message = "cancelled"
+        phase, message = "Omitted", _CANCELLED
+    else:
+        phase = "Failed" if state else "Omitted"  # SLURM forgets those that never started as well
+        message = f"ended without an exit code{state and f', SLURM says {state}'}; ask `sacct -j {job_id}`"
     return NodeState(
         task=task,
         phase=phase,
@@ -203,9 +205,11 @@ def _phase(run: SlurmRun, nodes: Sequence[NodeState], own: Sequence[NodeState]) 
     failed = [node for node in nodes if node.phase == "Failed" and node.task != NOTIFY]
     if failed:
         return "Failed", f"{failed[0].task}: {failed[0].message}; log: {run.log(failed[0].task)}"
-    if any(node.phase == "Omitted" for node in own):
-        return "Failed", "cancelled"
-    return "Succeeded", ""
+    omitted = [node for node in own if node.phase == "Omitted"]
+    unknown = [node for node in omitted if node.message != _CANCELLED]
+    if omitted:
+        return "Failed", f"{unknown[0].task}: {unknown[0].message}" if unknown else _CANCELLED
+    return "Succeeded", "" if nodes else "nothing to do, no job was submitted"
 
 
 def _probe_error(run: SlurmRun, code: int | None) -> StagecoachError:

@@ -43,8 +43,22 @@ here=$(cd "$(dirname "$0")" && pwd)
 run=${{1:?usage: submit.sh RUN_ID [FOLDER]}} folder=${{2:-$PWD/$1}}
 mkdir -p "$folder/logs" "$folder/plan/artifacts"
 folder=$(cd "$folder" && pwd)
-: > "$folder/jobs"
-trap 'cut -f 2 "$folder/jobs" | xargs -r scancel' ERR  # never half a run
+
+if [ -s "$folder/jobs" ]; then  # beside live jobs of an earlier submission, new ones would do the same work twice
+  states=$(squeue --noheader --format='%i %T' --jobs="$(cut -f 2 "$folder/jobs" | paste -sd , -)" 2>&1) ||
+    [[ $states == *"Invalid job id"* ]] || {{ echo "squeue: $states" >&2; exit 69; }}
+  live=""
+  while read -r task id; do
+    state=$(sed -n "s/^$id //p" <<< "$states")
+    # a job that left its exit code is past its last line
+    if [[ $state =~ ^(RUNNING|COMPLETING)$ && -e $folder/$task/exit ]]; then continue; fi
+    live+=${{state:+, $task ($id, $state)}}
+  done < "$folder/jobs"
+  if [ -n "$live" ]; then
+    echo "run $run has jobs that have not ended: ${{live#, }}; wait for them, or cancel the run" >&2
+    exit 78
+  fi
+fi
 
 STAGECOACH_ARTIFACTS=$folder/plan/artifacts {plan}
 
@@ -53,8 +67,9 @@ declare -A after  # task -> ids of the jobs that have to end well before its rea
 
 job() {{  # NAME DEPENDENCY [OPTION ...] -> its id
   local id
+  rm -f "$folder/$1/exit"  # of an earlier submission
   id=$(sbatch --parsable --output="$folder/logs/$1.log" ${{2:+--dependency="$2"}} "${{@:3}}" "$here/$1.sbatch" "$run" "$folder")
-  printf '%s\\t%s\\n' "$1" "${{id%%;*}}" >> "$folder/jobs"
+  printf '%s\\t%s\\n' "$1" "${{id%%;*}}" >> "$jobs"
   printf '%s' "${{id%%;*}}"
 }}
 
@@ -194,8 +209,19 @@ def _submit(graph: Graph, values: Mapping[str, str], config: SlurmConfig, recipe
     words = [config.python or "python", *plan.command[1:], *stage_arguments(plan, {}, given)]
     lines = [_SUBMIT_HEAD.format(recipe=recipe.name, plan=" ".join(shell_words(words, (RUN, _RECIPE))))]
     lines += [
-        'grep -qsx run "$folder"/plan/artifacts/decision-* || { echo "nothing to do" >&2; exit 0; }',
+        'if ! grep -qsx run "$folder"/plan/artifacts/decision-*; then',
+        '  : >> "$folder/jobs"',
+        '  echo "nothing to do" >&2',
+        "  exit 0",
+        "fi",
+        "",
+        "# never half a run; the list of an earlier submission stays until this one is accepted",
+        "jobs=$folder/jobs.new",
+        ': > "$jobs"',
+        "trap 'cut -f 2 \"$jobs\" | xargs -r scancel' EXIT",
         f"after[plan]=$(job {PROBE} '')",
+        'mv "$jobs" "$folder/jobs"',
+        "jobs=$folder/jobs",
     ]
     for task in graph.tasks:
         if task.name == _PLAN:
@@ -209,8 +235,8 @@ def _submit(graph: Graph, values: Mapping[str, str], config: SlurmConfig, recipe
             continue
         lines.append(f"submit {task.name} {_mutex(graph, task)} {reads}")
     if NOTIFY in graph.steps:
-        lines.append(f'job {NOTIFY} "afterany:$(cut -f 2 "$folder/jobs" | paste -sd : -)" > /dev/null')
-    lines += ["trap - ERR", 'cat "$folder/jobs"']
+        lines.append(f'job {NOTIFY} "afterany:$(cut -f 2 "$jobs" | paste -sd : -)" > /dev/null')
+    lines += ["trap - EXIT", 'cat "$jobs"']
     return "\n".join(lines) + "\n"
 
 

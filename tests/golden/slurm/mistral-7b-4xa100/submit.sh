@@ -8,8 +8,22 @@ here=$(cd "$(dirname "$0")" && pwd)
 run=${1:?usage: submit.sh RUN_ID [FOLDER]} folder=${2:-$PWD/$1}
 mkdir -p "$folder/logs" "$folder/plan/artifacts"
 folder=$(cd "$folder" && pwd)
-: > "$folder/jobs"
-trap 'cut -f 2 "$folder/jobs" | xargs -r scancel' ERR  # never half a run
+
+if [ -s "$folder/jobs" ]; then  # beside live jobs of an earlier submission, new ones would do the same work twice
+  states=$(squeue --noheader --format='%i %T' --jobs="$(cut -f 2 "$folder/jobs" | paste -sd , -)" 2>&1) ||
+    [[ $states == *"Invalid job id"* ]] || { echo "squeue: $states" >&2; exit 69; }
+  live=""
+  while read -r task id; do
+    state=$(sed -n "s/^$id //p" <<< "$states")
+    # a job that left its exit code is past its last line
+    if [[ $state =~ ^(RUNNING|COMPLETING)$ && -e $folder/$task/exit ]]; then continue; fi
+    live+=${state:+, $task ($id, $state)}
+  done < "$folder/jobs"
+  if [ -n "$live" ]; then
+    echo "run $run has jobs that have not ended: ${live#, }; wait for them, or cancel the run" >&2
+    exit 78
+  fi
+fi
 
 STAGECOACH_ARTIFACTS=$folder/plan/artifacts python -m stagecoach_workflows.plan --store=s3://stagecoach --recipe-base64="$(< "$here/recipe.base64")" --set= --run="$run" --workflow=stagecoach-mistral-7b-4xa100-7ea5216f21 --created=0 --runner=slurm
 
@@ -18,8 +32,9 @@ declare -A after  # task -> ids of the jobs that have to end well before its rea
 
 job() {  # NAME DEPENDENCY [OPTION ...] -> its id
   local id
+  rm -f "$folder/$1/exit"  # of an earlier submission
   id=$(sbatch --parsable --output="$folder/logs/$1.log" ${2:+--dependency="$2"} "${@:3}" "$here/$1.sbatch" "$run" "$folder")
-  printf '%s\t%s\n' "$1" "${id%%;*}" >> "$folder/jobs"
+  printf '%s\t%s\n' "$1" "${id%%;*}" >> "$jobs"
   printf '%s' "${id%%;*}"
 }
 
@@ -35,8 +50,19 @@ submit() {  # TASK MUTEX READS ...
   after[$task]=$(job "$task" "$dependency" ${options+"${options[@]}"})
 }
 
-grep -qsx run "$folder"/plan/artifacts/decision-* || { echo "nothing to do" >&2; exit 0; }
+if ! grep -qsx run "$folder"/plan/artifacts/decision-*; then
+  : >> "$folder/jobs"
+  echo "nothing to do" >&2
+  exit 0
+fi
+
+# never half a run; the list of an earlier submission stays until this one is accepted
+jobs=$folder/jobs.new
+: > "$jobs"
+trap 'cut -f 2 "$jobs" | xargs -r scancel' EXIT
 after[plan]=$(job probe '')
+mv "$jobs" "$folder/jobs"
+jobs=$folder/jobs
 after[download-model]=${after[plan]}; [ "$(plan decision-download-model)" != run ] || bash "$here/download-model.sbatch" "$run" "$folder" 2>&1 | tee -a "$folder/logs/download-model.log"
 after[download-tokenizer]=${after[plan]}; [ "$(plan decision-download-tokenizer)" != run ] || bash "$here/download-tokenizer.sbatch" "$run" "$folder" 2>&1 | tee -a "$folder/logs/download-tokenizer.log"
 after[download-data-codeact]=${after[plan]}; [ "$(plan decision-download-data-codeact)" != run ] || bash "$here/download-data-codeact.sbatch" "$run" "$folder" 2>&1 | tee -a "$folder/logs/download-data-codeact.log"
@@ -46,6 +72,6 @@ submit shard '' convert
 submit pack '' download-tokenizer download-data-codeact download-data-general
 submit train "stagecoach-train-$(plan train-key)" shard pack download-tokenizer
 submit export '' train convert download-tokenizer pack
-job notify "afterany:$(cut -f 2 "$folder/jobs" | paste -sd : -)" > /dev/null
-trap - ERR
-cat "$folder/jobs"
+job notify "afterany:$(cut -f 2 "$jobs" | paste -sd : -)" > /dev/null
+trap - EXIT
+cat "$jobs"

@@ -1,0 +1,103 @@
+"""``submit.sh`` where a run was submitted before: no live job is lost, no old exit code counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from stagecoach.errors import ConfigError, UnavailableError
+from stagecoach_workflows.slurm.client import Slurm
+from stagecoach_workflows.slurm.runs import SlurmRun, SlurmRuns
+from stagecoach_workflows.slurm.scripts import PROBE
+from tests.unit.stagecoach_workflows.slurm.stub_slurm import RUN, StubSlurm
+
+
+def leave_exit_codes(run: SlurmRun, code: int) -> None:
+    for task in run.jobs():
+        (run.folder / task).mkdir(exist_ok=True)
+        (run.folder / task / "exit").write_text(f"{code}\n")
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUE_HOLD"])
+def test_a_run_with_live_jobs_is_refused_and_keeps_them(run: SlurmRun, cluster: StubSlurm, state: str) -> None:
+    first = run.submit()
+    assert len(first) == 10
+    cluster.set_queue({**dict.fromkeys(first.values(), "COMPLETED"), first["train"]: state})
+    with pytest.raises(ConfigError, match=rf"not ended: train \({first['train']}, {state}\); wait .*, or cancel"):
+        run.submit()
+    assert run.jobs() == first
+    assert len(cluster.queue) == 10 and cluster.cancelled() == []
+
+
+def test_a_job_past_its_last_line_is_not_waited_for(run: SlurmRun, cluster: StubSlurm) -> None:
+    first = run.submit()
+    leave_exit_codes(run, 70)
+    cluster.set_queue({**dict.fromkeys(first.values(), "COMPLETED"), first["notify"]: "COMPLETING"})
+    second = run.submit()
+    assert not set(second.values()) & set(first.values())
+
+
+@pytest.mark.parametrize("states", [{}, {"101": "CANCELLED"}])
+def test_a_run_whose_jobs_have_ended_is_submitted_again(
+    run: SlurmRun, cluster: StubSlurm, states: dict[str, str]
+) -> None:
+    """Whether SLURM has forgotten all of them or not."""
+    run.submit()
+    leave_exit_codes(run, 66)
+    cluster.set_queue(states)
+    assert len(run.submit()) == 10
+    assert [run.exit_code(task) for task in run.jobs()] == [None] * 10
+
+
+def test_the_probes_old_exit_code_does_not_count(run: SlurmRun, cluster: StubSlurm) -> None:
+    first = run.submit()
+    leave_exit_codes(run, 66)
+    cluster.set_queue(dict.fromkeys(first.values(), "FAILED"))
+    run.submit()
+    assert SlurmRuns(Slurm(), run.folder.parent).wait_for_probe(run, 0.1) is False
+    assert cluster.cancelled() == []
+
+
+def test_a_refused_plan_leaves_the_list_and_the_exit_codes(run: SlurmRun, cluster: StubSlurm) -> None:
+    first = run.submit()
+    leave_exit_codes(run, 0)
+    cluster.set_queue(dict.fromkeys(first.values(), "COMPLETED"))
+    cluster.set_plan("refused")
+    with pytest.raises(ConfigError, match="another recipe"):
+        run.submit()
+    assert run.jobs() == first
+    assert run.exit_code("train") == 0
+
+
+def test_nothing_to_do_leaves_the_list_of_the_finished_run(run: SlurmRun, cluster: StubSlurm) -> None:
+    first = run.submit()
+    cluster.set_queue(dict.fromkeys(first.values(), "COMPLETED"))
+    cluster.set_plan("skip")
+    assert run.submit() == {}
+    assert run.jobs() == first
+
+
+def test_a_run_that_never_had_something_to_do_says_so(run: SlurmRun, cluster: StubSlurm) -> None:
+    cluster.set_plan("skip")
+    assert run.submit() == {}
+    state = SlurmRuns(Slurm(), run.folder.parent).state(RUN)
+    assert (state.phase, state.message) == ("Succeeded", "nothing to do, no job was submitted")
+
+
+@pytest.mark.parametrize("room", [0, 4])
+def test_never_half_a_run(run: SlurmRun, cluster: StubSlurm, room: int) -> None:
+    """A queue that takes no more jobs withdraws those that it took; the probe refused leaves the old list."""
+    old = run.submit()
+    cluster.set_queue(dict.fromkeys(old.values(), "COMPLETED"))
+    (cluster.folder / "full").write_text(str(10 + room))
+    with pytest.raises(ConfigError, match="the queue is full"):
+        run.submit()
+    assert [state for state in cluster.queue.values() if state != "COMPLETED"] == ["CANCELLED"] * room
+    assert set(run.jobs()) == (set(old) if room == 0 else {PROBE, *list(old)[1:room]})
+
+
+def test_a_controller_that_is_silent_is_no_empty_queue(run: SlurmRun, cluster: StubSlurm) -> None:
+    first = run.submit()
+    (cluster.programs / "squeue").write_text("#!/bin/sh\necho Unable to contact slurm controller >&2; exit 1\n")
+    with pytest.raises(UnavailableError, match="squeue: Unable to contact slurm controller"):
+        run.submit()
+    assert run.jobs() == first
