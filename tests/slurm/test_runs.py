@@ -184,6 +184,34 @@ def test_a_store_that_the_nodes_do_not_see_is_said_by_the_probe(work: Work) -> N
     work.wait_until(lambda: work.cluster.queue() == [], "the end of all jobs")
 
 
+def test_a_run_is_submitted_again_once_its_store_is_mended(work: Work) -> None:
+    """The same id: what the first submission left, exit codes of all jobs among it, does not count any more."""
+    work.configure("defaults: {cpus: 1}")
+    hidden = work.folder / "store"
+    hidden.symlink_to(work.cluster.folder / HIDDEN / "mended")
+    (work.cluster.folder / HIDDEN / "mended").mkdir()
+    assert work.run().returncode == 66
+    work.wait_until(lambda: work.cluster.queue() == [], "the end of all jobs")
+    hidden.unlink()
+    hidden.mkdir()
+    again = work.run()
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_a_run_that_waits_in_the_queue_is_not_submitted_again(work: Work) -> None:
+    work.configure("defaults: {options: ['--hold']}")
+    work.submit()
+    first = {task: work.job(task) for task in TASKS}
+    again = work.call("submit", "micro", "--runner", "slurm", "--run", RUN)
+    assert again.returncode == 78, again.stdout + again.stderr
+    assert f"has jobs that have not ended: probe ({first['probe']}, PENDING), " in again.stderr
+    assert again.stderr.count("\n") == 1
+    assert len(work.cluster.queue()) == len(TASKS)
+    assert {task: work.job(task) for task in TASKS} == first
+    assert work.call("cancel", RUN, "--now").returncode == 0
+    assert work.cluster.queue() == []
+
+
 def test_a_run_folder_that_the_nodes_do_not_see_is_said_too(work: Work) -> None:
     hidden = Work(work.cluster, work.cluster.folder / HIDDEN / "work")
     hidden.folder.mkdir(parents=True)

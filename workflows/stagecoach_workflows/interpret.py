@@ -174,8 +174,10 @@ def read_workflow(document: Mapping[str, Any], *, scheduled: bool = False) -> Gr
     spec = document["spec"]
     _check("spec", spec, "spec")
     templates = {template["name"]: template for template in spec["templates"]}
+    at_exit = {hook.get("template") for hook in spec.get("hooks", {}).values()}
     for name, template in templates.items():
-        if not (scheduled and "resource" in template):
+        of_cluster_alone = "resource" in template or ("dag" in template and name in at_exit)
+        if not (scheduled and of_cluster_alone):
             _check("template", template, f"template {name}")
     entry = templates[spec["entrypoint"]]
     if "dag" not in entry:
