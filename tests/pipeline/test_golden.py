@@ -40,7 +40,7 @@ def test_a_training_on_two_nodes_is_rendered_as_committed(request: pytest.Fixtur
 
 
 def test_what_happens_at_the_exit_happens_whatever_else_fails() -> None:
-    """Argo starts nothing more in a DAG of which a task failed, unless it is told to: a webhook that is down kept a JobSet."""
+    """Argo starts nothing more in a DAG of which a task failed, unless it is told to; message and JobSet are apart."""
     recipe = load_recipe("mistral-7b-4xa100", ("train.nodes=2", "train.gpus=4", "train.layout.data_parallel=2"))
     document = template_document(recipe, Deployment())
     (at_exit,) = (
