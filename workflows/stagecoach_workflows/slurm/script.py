@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from shlex import quote
 
-from stagecoach.errors import ConfigError
+from stagecoach.errors import ConfigError, InterruptedWithProgress
 from stagecoach_workflows.interpret import Step, substitute
 from stagecoach_workflows.policy import GPU_RESOURCE, RETRY_EXIT_CODES
 from stagecoach_workflows.slurm.config import JobOptions, SlurmConfig, time_seconds
@@ -86,13 +86,14 @@ def batch_script(task: BatchTask, config: SlurmConfig, place: Place) -> str:
         "",
         f"run=$1 folder=$2/{task.name} log=$2/logs/{task.name}.log scratch={_scratch(config)}",
         'mkdir -p "$folder/artifacts" && rm -f "$folder/exit"',
+        *(['[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || rm -f "$folder/attempts"'] if task.step.retry is not None else []),
         'if [ -n "${SLURM_JOB_ID:-}" ]; then',
         f'  step=(srun --nodes={task.step.num_nodes} --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --wait=120)',
         "else",
         "  step=()  # run by hand, on this machine",
         "fi",
         *_environment(task, config),
-        *(f"module load {module}" for module in config.modules),
+        *_modules(config),
         *task.before,
         f'{_on_each_node(task)}mkdir -p "$scratch"',
         "",
@@ -174,6 +175,19 @@ def _environment(task: BatchTask, config: SlurmConfig) -> list[str]:
     return lines
 
 
+def _modules(config: SlurmConfig) -> list[str]:
+    """Return the lines that load modules; without one of them a stage would fail later, or run with something else."""
+    if not config.modules:
+        return []
+    return [
+        f"for module in {' '.join(config.modules)}; do",
+        '  module load "$module" || {',
+        '    echo "module $module cannot be loaded on $(uname -n); correct modules in slurm.yaml" >&2',
+        f'    echo {ConfigError.exit_code} > "$folder/exit"; exit {ConfigError.exit_code}; }}',
+        "done",
+    ]
+
+
 def _on_each_node(task: BatchTask) -> str:
     return '"${step[@]}" ' if task.step.num_nodes > 1 else ""
 
@@ -188,9 +202,17 @@ def _ending(step: Step) -> list[str]:
     lines: list[str] = []
     if step.retry is not None:
         codes = "|".join(str(code) for code in RETRY_EXIT_CODES)
-        limit = step.retry.limit
-        helps = f'$code =~ ^({codes})$ && ${{SLURM_RESTART_COUNT:-0}} -lt {limit} && -n "${{SLURM_JOB_ID:-}}"'
+        helps = f'$code =~ ^({codes})$ && $failures -le {step.retry.limit} && -n "${{SLURM_JOB_ID:-}}"'
         lines = [
+            "",
+            "# an attempt that was told to end and came further than all before it is no failure",
+            '{ read -r failures furthest < "$folder/attempts"; } 2>/dev/null || failures=0 furthest=0',
+            'reached=$(cut -d / -f 1 "$folder/progress" 2>/dev/null)',
+            f"if [[ $code = {InterruptedWithProgress.exit_code} && ${{reached:-0}} -gt $furthest ]]",
+            "then furthest=$reached",
+            "else failures=$((failures + 1))",
+            "fi",
+            'echo "$failures $furthest" > "$folder/attempts"',
             "",
             "# scancel sends the signal that also comes before a time limit; only after that one the job is still running,",
             "# and requeue would wake a cancelled job",

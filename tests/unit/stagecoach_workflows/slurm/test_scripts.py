@@ -55,7 +55,7 @@ def test_the_shell_can_read_every_script(runtime: str, tmp_path: Path) -> None:
 def test_the_retry_table_is_the_workflows_own() -> None:
     train = scripts("micro", SlurmConfig()).files["train.sbatch"]
     assert f"^({'|'.join(str(code) for code in RETRY_EXIT_CODES)})$" in train
-    assert "-lt 12" in train
+    assert "$failures -le 12 " in train
 
 
 def test_several_nodes_meet_at_the_first_one() -> None:
