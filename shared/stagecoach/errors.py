@@ -19,7 +19,11 @@ error is one sentence for the person who reads it: what was expected, what was f
 
 from __future__ import annotations
 
+import reprlib
 from typing import ClassVar
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
 
 
 class StagecoachError(Exception):
@@ -101,3 +105,11 @@ class StoreUnavailable(StoreError, UnavailableError):
 
 #: Exit codes that mean "run the same command again"; the workflow's retry expression is generated from this table.
 RETRYABLE_EXIT_CODES: tuple[int, ...] = (69, 71, 75)
+
+
+def shown(value: object) -> str:
+    """Return a value from outside as a sentence about it may hold it: its ``repr``, of bounded length and depth."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return f"a value of type {type(value).__name__} that is too long to show"

@@ -140,6 +140,23 @@ CONFIGURATIONS: dict[str, tuple[bytes, tuple[str, ...]]] = {
             ("another activation", {"hidden_act": "gelu"}, ("gelu",)),
             ("unknown RoPE", {"rope_scaling": {"type": "magic", "factor": 2.0}}, ("magic",)),
             ("RoPE without a factor", {"rope_scaling": {"type": "linear"}}, ("factor",)),
+            ("RoPE scaling as a text", {"rope_scaling": "linear"}, ("expected an object or null for rope_scaling",)),
+            ("a RoPE factor of 0", {"rope_scaling": {"type": "linear", "factor": 0}}, ("for factor, got 0",)),
+            (
+                "a factor without a kind",
+                {"rope_scaling": {"type": None, "factor": 2}},
+                ("takes no options, got factor",),
+            ),
+            (
+                "two spellings of RoPE that differ",
+                {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 4}},
+                ("rope_parameters and rope_scaling that say the same",),
+            ),
+            ("theta beyond floats", {"rope_theta": 10**400}, ("rope_theta",)),
+            ("infinite epsilon", {"rms_norm_eps": float("inf")}, ("rms_norm_eps, got inf",)),
+            ("width beyond floats", {"hidden_size": 10**400}, ("hidden_size",)),
+            ("a list of families", {"model_type": ["mistral"]}, ("got ['mistral']",)),
+            ("classes as a number", {"architectures": 5}, ("architectures, got 5",)),
             ("biases", {"attention_bias": True}, ("attention_bias",)),
             ("quantized", {"quantization_config": {"quant_method": "gptq"}}, ("quantization_config",)),
         )

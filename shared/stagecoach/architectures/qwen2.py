@@ -16,6 +16,7 @@ QWEN2 = Family(
         "num_key_value_heads": 32,
         "use_sliding_window": False,
         "sliding_window": 4096,
+        "max_window_layers": 28,
     },
     sliding_window="switched",
     qkv_bias=True,

@@ -17,6 +17,7 @@ QWEN3 = Family(
         "head_dim": 128,
         "use_sliding_window": False,
         "sliding_window": 4096,
+        "max_window_layers": 28,
     },
     sliding_window="switched",
     qk_norm=True,
