@@ -60,5 +60,5 @@ def test_a_shell_with_gpus(work: Work) -> None:
 def test_a_shell_that_no_node_has_room_for_is_refused(work: Work) -> None:
     work.configure("tasks: {train: {gpus: 8, partition: gpu}}")
     shown, code = in_terminal(work, typed="")
-    assert "train: 8 GPUs are asked for, but a node of its partition has at most 4" in shown
+    assert "train: 8 GPUs are asked for, but a node of partition gpu has at most 4" in shown
     assert code == 78

@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from stagecoach.errors import ConfigError
-from stagecoach_workflows.slurm.checks import gpus_of, nodes_to_run_on
+from stagecoach_workflows.slurm.checks import check_room
 from stagecoach_workflows.slurm.client import Node
 from stagecoach_workflows.slurm.config import JobOptions, SlurmConfig
 from stagecoach_workflows.slurm.runtime import image_name
+from stagecoach_workflows.slurm.script import Asked
 
 _SHELL = "bash"
 _TIME = "1:00:00"
@@ -46,6 +46,7 @@ def slurm_shell(stage: str, image: str, folder: Path, config: SlurmConfig) -> li
         f"--job-name=stagecoach-shell-{stage}",
         f"--chdir={folder}",
         *_asked(options),
+        *_prepared(config),
         *_in_runtime(image, folder, config, options),
     ]
 
@@ -54,13 +55,19 @@ def check_shell(stage: str, config: SlurmConfig, nodes: Sequence[Node]) -> None:
     """Refuse what ``srun`` would refuse, or wait for without end.
 
     Raises:
-        ConfigError: There is no such partition, or none of its nodes has the GPUs.
+        ConfigError: There is no such partition, or none of its nodes has the time, GPUs, cores or memory.
     """
     options = config.options(stage)
-    there = nodes_to_run_on(stage, options.partition, nodes)
-    most = max(gpus_of(node, options.gpu_type) for node in there)
-    if (options.gpus or 0) > most:
-        raise ConfigError(f"{stage}: {options.gpus} GPUs are asked for, but a node of its partition has at most {most}")
+    wanted = Asked(
+        nodes=1,
+        cpus=options.cpus or 1,
+        memory_mib=round((options.memory_gib or 0) * 1024),
+        gpus=options.gpus or 0,
+        gpu_type=options.gpu_type if options.gpus else None,
+        time=options.time or _TIME,
+        partition=options.partition,
+    )
+    check_room(stage, wanted, nodes, time_hint=f" for {stage}")
 
 
 def _asked(options: JobOptions) -> list[str]:
@@ -79,7 +86,19 @@ def _asked(options: JobOptions) -> list[str]:
         "constraint": options.constraint,
         "reservation": options.reservation,
     }
-    return [*(f"--{name}={value}" for name, value in values.items() if value is not None), *options.options]
+    words = [f"--{name}={value}" for name, value in values.items() if value is not None]
+    return [*words, *(["--exclusive"] if options.exclusive else []), *options.options]
+
+
+def _prepared(config: SlurmConfig) -> list[str]:
+    """Return the words that set the variables and load the modules of every job before what follows them."""
+    variables = [f"{name}={value}" for name, value in config.environment.items()]
+    words = ["env", *variables] if variables else []
+    if not config.modules:
+        return words
+    load = " && ".join(f"module load {module}" for module in config.modules)
+    missing = "echo 'a module cannot be loaded; correct modules in slurm.yaml' >&2; exit 78"
+    return [*words, _SHELL, "-c", f'{{ {load}; }} || {{ {missing}; }}; exec "$@"', _SHELL]
 
 
 def _in_runtime(image: str, folder: Path, config: SlurmConfig, options: JobOptions) -> list[str]:
@@ -97,6 +116,7 @@ def _in_runtime(image: str, folder: Path, config: SlurmConfig, options: JobOptio
             *("podman", "run", "--rm", "--interactive", "--tty", "--user=0", "--network=host"),
             *(f"--volume={folder}:{folder}", f"--workdir={folder}"),
             *(["--device=nvidia.com/gpu=all"] if options.gpus else []),
+            *(f"--env={name}" for name in config.environment),
             *(f"--entrypoint={_SHELL}", name),
         ],
     }

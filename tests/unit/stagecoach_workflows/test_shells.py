@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from stagecoach_workflows.slurm.config import SlurmConfig
 
 HERE = Path("/repo")
 NODES = [
-    Node(name="n1", partition="main", is_default=True, cpus=4, memory_mib=4000, max_seconds=60.0),
-    Node(name="g1", partition="gpu", is_default=False, cpus=4, memory_mib=4000, gpus={"a100": 4}, max_seconds=60.0),
+    Node(name="n1", partition="main", is_default=True, cpus=4, memory_mib=4000, max_seconds=7200.0),
+    Node(name="g1", partition="gpu", is_default=False, cpus=4, memory_mib=4000, gpus={"a100": 4}, max_seconds=7200.0),
 ]
 
 
@@ -66,15 +67,40 @@ def test_slurm_opens_the_container(runtime: str, ending: str) -> None:
     assert " ".join(slurm_shell("train", "r/stagecoach-train:1", HERE, config(runtime))).endswith(ending)
 
 
+@pytest.mark.parametrize("runtime", ["none", "podman"])
+def test_slurm_gives_a_shell_what_every_job_gets(runtime: str) -> None:
+    values = {"modules": ["cuda/12.8", "gcc"], "environment": {"A": "b c"}, "defaults": {"exclusive": True}}
+    words = slurm_shell("train", "i", HERE, SlurmConfig.model_validate({"runtime": runtime, **values}))
+    assert "--exclusive" in words
+    start = words.index("env")
+    assert words[start + 1 : start + 4] == ["A=b c", "bash", "-c"]
+    assert ("--env=A" in words) == (runtime == "podman")
+    for status, said in ((0, "cuda/12.8 gcc b c\n"), (1, "")):
+        module = f'module() {{ printf "%s " "$2"; return {status}; }}; export -f module; "$@"'
+        ran = [*words[start : start + 6], "sh", "-c", "echo $A"]
+        done = subprocess.run(["bash", "-c", module, "bash", *ran], capture_output=True, text=True, check=False)
+        assert done.returncode == (78 if status else 0)
+        assert not said or done.stdout == said
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         ({"partition": "gpuu"}, r"train: expected a partition of this cluster \(gpu, main\), got 'gpuu'"),
-        ({"gpus": 1}, "train: 1 GPUs are asked for, but a node of its partition has at most 0"),
+        (
+            {"gpus": 1},
+            "train: 1 GPUs are asked for, but a node of partition main has at most 0; correct",
+        ),
         ({"partition": "gpu", "gpus": 8}, "has at most 4"),
         ({"partition": "gpu", "gpus": 1, "gpu_type": "h100"}, "has at most 0"),
         ({"partition": "main,gpuu"}, r"train: expected a partition of this cluster \(gpu, main\), got 'gpuu'"),
         ({"partition": "main,gpu", "gpus": 8}, "has at most 4"),
+        ({"cpus": 5}, "train: 5 cores are asked for, but a node of partition main has at most 4; set cpus"),
+        ({"memory_gib": 4}, "train: 4 GiB of memory are asked for, but a node of partition main has at most 3.9"),
+        (
+            {"time": "3:00:00"},
+            "a time limit of 3:00:00 is more than the 2 hours of partition main; set `time` in slurm",
+        ),
     ],
 )
 def test_what_no_node_has(options: dict[str, Any], sentence: str) -> None:

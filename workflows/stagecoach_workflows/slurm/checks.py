@@ -22,7 +22,14 @@ def check_tasks(tasks: Sequence[BatchTask], config: SlurmConfig, nodes: Sequence
     for task in tasks:
         _check_image(task, config)
     for task in tasks:
-        _check_nodes(task, asked(task, config), nodes)
+        time_hint = ": train saves in time and goes on in its next job" if task.kind == "train" else ""
+        check_room(
+            task.name,
+            asked(task, config),
+            nodes,
+            time_hint=f" for {task.kind}{time_hint}",
+            gpus_hint=", or train.gpus of the recipe",
+        )
 
 
 def _check_image(task: BatchTask, config: SlurmConfig) -> None:
@@ -70,48 +77,79 @@ def gpus_of(node: Node, kind: str | None) -> int:
     return node.gpus.get(kind, 0) if kind is not None else sum(node.gpus.values())
 
 
-def _check_nodes(task: BatchTask, wanted: Asked, nodes: Sequence[Node]) -> None:
-    there = nodes_to_run_on(task.name, wanted.partition, nodes)
-    longest_seconds = max(node.max_seconds for node in there)
-    if time_seconds(wanted.time) > longest_seconds:
-        raise ConfigError(
-            f"{task.name}: a time limit of {wanted.time} is more than the {_hours(longest_seconds)} of partition"
-            f" {there[0].partition}; set `time` for {task.kind} in slurm.yaml: train saves in time and goes on in its next job"
-        )
-    _check_sizes(task, wanted, there)
+def check_room(name: str, wanted: Asked, nodes: Sequence[Node], *, time_hint: str = "", gpus_hint: str = "") -> None:
+    """Compare what a job asks for with the nodes of its partitions.
 
+    Args:
+        name: What is going to run, for the error.
+        wanted: What it asks for.
+        nodes: All nodes.
+        time_hint: What else to know about a limit of time.
+        gpus_hint: What else could be changed where GPUs are missing.
 
-def _check_sizes(task: BatchTask, wanted: Asked, there: Sequence[Node]) -> None:
-    kind = f" of type {wanted.gpu_type}" if wanted.gpu_type else ""
-    gpus = max(gpus_of(node, wanted.gpu_type) for node in there)
-    largest = max(there, key=lambda node: (gpus_of(node, wanted.gpu_type), node.memory_mib))
-    where = f"a node of partition {largest.partition} has at most"
-    if wanted.gpus > gpus:
+    Raises:
+        ConfigError: It would be refused, or would wait without end.
+    """
+    there = nodes_to_run_on(name, wanted.partition, nodes)
+    longest = max(there, key=lambda node: node.max_seconds)
+    if time_seconds(wanted.time) > longest.max_seconds:
         raise ConfigError(
-            f"{task.name}: {wanted.gpus} GPUs{kind} are asked for, but {where} {gpus};"
-            " correct partition, gpu_type or gpus in slurm.yaml, or train.gpus of the recipe"
+            f"{name}: a time limit of {wanted.time} is more than the {_hours(longest.max_seconds)} of partition"
+            f" {longest.partition}; set `time` in slurm.yaml{time_hint}"
         )
-    cpus, memory_mib = max(node.cpus for node in there), max(node.memory_mib for node in there)
-    if wanted.cpus > cpus:
-        raise ConfigError(f"{task.name}: {wanted.cpus} cores are asked for, but {where} {cpus}; set cpus in slurm.yaml")
-    if wanted.memory_mib > memory_mib:
-        raise ConfigError(
-            f"{task.name}: {_gib(wanted.memory_mib)} GiB of memory are asked for, but {where}"
-            f" {_gib(memory_mib)}; set memory_gib in slurm.yaml"
-        )
+    _check_sizes(name, wanted, there, gpus_hint)
+    in_time = [node for node in there if time_seconds(wanted.time) <= node.max_seconds]
     fitting = {
-        node.name
-        for node in there
-        if gpus_of(node, wanted.gpu_type) >= wanted.gpus
+        part: _num_fitting(wanted, [node for node in in_time if node.partition == part]) for part in _names(there)
+    }
+    most = max(fitting, key=lambda part: fitting[part])
+    if fitting[most] < wanted.nodes:
+        raise ConfigError(
+            f"{name}: {wanted.nodes} nodes with {_gpus(wanted)}, {wanted.cpus} cores and {_gib(wanted.memory_mib)} GiB"
+            f" each for {wanted.time} are asked for, but partition {most} has {fitting[most]};"
+            " change slurm.yaml or train.nodes of the recipe"
+        )
+
+
+def _check_sizes(name: str, wanted: Asked, there: Sequence[Node], gpus_hint: str) -> None:
+    def gpus(node: Node) -> int:
+        return gpus_of(node, wanted.gpu_type)
+
+    most = max(there, key=gpus)
+    if wanted.gpus > gpus(most):
+        raise ConfigError(
+            f"{name}: {_gpus(wanted)} are asked for, but a node of partition {most.partition} has at most {gpus(most)};"
+            f" correct partition, gpu_type or gpus in slurm.yaml{gpus_hint}"
+        )
+    most = max(there, key=lambda node: node.cpus)
+    if wanted.cpus > most.cpus:
+        raise ConfigError(
+            f"{name}: {wanted.cpus} cores are asked for, but a node of partition {most.partition} has at most"
+            f" {most.cpus}; set cpus in slurm.yaml"
+        )
+    most = max(there, key=lambda node: node.memory_mib)
+    if wanted.memory_mib > most.memory_mib:
+        raise ConfigError(
+            f"{name}: {_gib(wanted.memory_mib)} GiB of memory are asked for, but a node of partition {most.partition}"
+            f" has at most {_gib(most.memory_mib)}; set memory_gib in slurm.yaml"
+        )
+
+
+def _num_fitting(wanted: Asked, nodes: Sequence[Node]) -> int:
+    return sum(
+        gpus_of(node, wanted.gpu_type) >= wanted.gpus
         and node.cpus >= wanted.cpus
         and node.memory_mib >= wanted.memory_mib
-    }
-    if len(fitting) < wanted.nodes:
-        raise ConfigError(
-            f"{task.name}: {wanted.nodes} nodes with {wanted.gpus} GPUs{kind}, {wanted.cpus} cores and"
-            f" {_gib(wanted.memory_mib)} GiB each are asked for, but partition {largest.partition} has"
-            f" {len(fitting)}; change slurm.yaml or train.nodes of the recipe"
-        )
+        for node in nodes
+    )
+
+
+def _names(nodes: Sequence[Node]) -> list[str]:
+    return sorted({node.partition for node in nodes})
+
+
+def _gpus(wanted: Asked) -> str:
+    return f"{wanted.gpus} GPUs{f' of type {wanted.gpu_type}' if wanted.gpu_type else ''}"
 
 
 def _gib(mib: int) -> str:

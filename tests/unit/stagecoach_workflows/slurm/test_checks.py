@@ -50,6 +50,12 @@ def test_what_fits_is_not_refused() -> None:
         ({**FITS, "gpu_type": "h100"}, {}, "4 GPUs of type h100 are asked for, but a node of partition gpu has"),
         ({**FITS, "cpus": 65}, {}, "train: 65 cores are asked for"),
         ({**FITS, "memory_gib": 250.1}, {}, "train: 250.1 GiB of memory are asked for, .* has at most 250;"),
+        (
+            {**FITS, "partition": "gpu,main", "time": "5-00:00:00"},
+            {},
+            "more than the 96 hours of partition main; set `time` in slurm.yaml for train: train saves",
+        ),
+        ({**FITS, "partition": "gpu,main", "time": "3-00:00:00"}, {}, "1 nodes with 4 GPUs.*for 3-00:00:00.* has 0;"),
         ({"partition": "gpu"}, {}, "train: a time limit of 3-00:00:00 is more than the 48 hours of partition gpu"),
         (FITS, {"runtime": "apptainer", "images": "/nowhere"}, r"expected its image /nowhere/stagecoach-.*\.sif"),
     ],
