@@ -16,6 +16,9 @@ from stagecoach.errors import CorruptObjectError
 from stagecoach.outputs import Input
 from stagecoach.storage.base import ObjectStore
 
+WORST_LOSS = 1e9
+"""Nats; stands in records for a loss that is not finite, which JSON cannot say, and can still be drawn and averaged."""
+
 _CHUNK = re.compile(r"(?:.*/)?metrics/attempt-(\d+)-(\d+)\.jsonl")
 
 

@@ -5,7 +5,8 @@
     common     a, b: released (40+30)/(20+10) = 2.333, candidate (38+31)/30 = 2.300: not above by more than the tolerance
 
 A document counts as common if its hash and its number of targets are equal: with another tokenizer the losses of a
-token do not compare.
+token do not compare. A candidate with a loss that is not finite on any of its documents has diverged and is refused,
+also as the first one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from stagecoach.metrics_file import WORST_LOSS
 from stagecoach.recipe.export import GateConfig
 from stagecoach.releases import Evidence
 
@@ -51,11 +53,9 @@ def judge(gate: GateConfig, candidate: Evidence, released: Evidence | None) -> V
     """
     tasks = [answer for answer in candidate.answers if "right" in answer]
     right = sum(bool(answer["right"]) for answer in tasks)
-    reasons = _wrong_answers(gate, right, len(tasks))
+    reasons = [*_diverged(candidate), *_wrong_answers(gate, right, len(tasks))]
     if released is None:
         loss = _loss(candidate, sorted(candidate.documents))
-        if loss is not None and not math.isfinite(loss):
-            reasons.append(f"its held-out loss is {loss}")
         return _verdict(reasons, None, loss, None, right, len(tasks))
     common = [name for name, seen in candidate.documents.items() if _targets(released, name) == seen[1] > 0]
     ours, theirs = _loss(candidate, common), _loss(released, common)
@@ -64,12 +64,24 @@ def judge(gate: GateConfig, candidate: Evidence, released: Evidence | None) -> V
             f"expected at least {gate.min_common_documents} held-out documents in common with the released export,"
             f" found {len(common)} of {len(candidate.documents)}"
         )
-    elif ours is not None and theirs is not None and not ours <= theirs + gate.max_loss_increase:
+    elif ours is not None and theirs is not None and math.isfinite(ours) and ours > theirs + gate.max_loss_increase:
         reasons.append(
             f"held-out loss {ours:.4f} is above the released {theirs:.4f} by more than {gate.max_loss_increase:g}"
             f" on {len(common)} common documents"
         )
     return _verdict(reasons, len(common), ours, theirs, right, len(tasks))
+
+
+def _diverged(candidate: Evidence) -> list[str]:
+    bad = sum(not _is_loss(loss_sum) for loss_sum, _ in candidate.documents.values())
+    if not bad:
+        return []
+    return [f"its held-out loss is not finite on {bad} of {len(candidate.documents)} documents: its training diverged"]
+
+
+def _is_loss(loss_sum: float) -> bool:
+    """Say whether a document's sum was measured; NaN compares as False, and records hold ``WORST_LOSS`` in its place."""
+    return abs(loss_sum) < WORST_LOSS
 
 
 def _wrong_answers(gate: GateConfig, right: int, num_tasks: int) -> list[str]:
@@ -87,9 +99,12 @@ def _targets(evidence: Evidence, name: str) -> int:
 
 
 def _loss(evidence: Evidence, names: Sequence[str]) -> float | None:
-    """Return nats a token over these documents, None if they hold no target."""
-    targets = sum(evidence.documents[name][1] for name in names)
-    return math.fsum(evidence.documents[name][0] for name in names) / targets if targets else None
+    """Return nats a token over these documents, infinity if one was not finite, None if they hold no target."""
+    seen = [evidence.documents[name] for name in names]
+    targets = sum(num_targets for _, num_targets in seen)
+    if not targets:
+        return None
+    return math.fsum(loss for loss, _ in seen) / targets if all(_is_loss(loss) for loss, _ in seen) else math.inf
 
 
 def _verdict(

@@ -15,14 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from stagecoach.formats.packed import PackedSplit
+from stagecoach.metrics_file import WORST_LOSS
 from stagecoach_train.batch import MicroBatch, MicroBatchShape
 from stagecoach_train.data import Packs, join_packs
 from stagecoach_train.ranks import Ranks
 from stagecoach_train.results import EvalResult
 from stagecoach_train.train_state import HeldoutLoss
-
-WORST_LOSS = 1e9
-"""Nats; stands for a loss that is not finite, which JSON cannot say, and can still be drawn and averaged."""
 
 _LARGEST = 1.7976931348623157e308
 

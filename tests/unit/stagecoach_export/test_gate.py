@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from stagecoach.metrics_file import WORST_LOSS
 from stagecoach.recipe.export import GateConfig
 from stagecoach.releases import Evidence
 from stagecoach_export.gate import judge
@@ -49,13 +50,25 @@ def test_the_first_candidate_needs_no_documents() -> None:
     assert (verdict.reasons, verdict.num_common_documents, verdict.candidate_loss) == ((), None, None)
 
 
-@pytest.mark.parametrize("loss", [float("inf"), float("nan")])
+@pytest.mark.parametrize("loss", [float("inf"), float("nan"), WORST_LOSS])
 def test_a_loss_that_is_no_number_is_refused(loss: float) -> None:
+    """Also where the released export has diverged as well."""
     broken = Evidence(iteration=8, documents={"a": (loss, 20), "b": (30.0, 10)})
-    for released in (RELEASED, None):
+    for released in (RELEASED, None, broken):
         verdict = judge(gate(), broken, released)
-        assert len(verdict.reasons) == 1
+        assert verdict.reasons == ("its held-out loss is not finite on 1 of 2 documents: its training diverged",)
         assert verdict.numbers()["candidate_loss"] is None
+
+
+def test_one_document_that_is_not_common_shows_that_a_candidate_diverged() -> None:
+    documents = {**BETTER.documents, "e": (WORST_LOSS, 5)}
+    assert len(judge(gate(), BETTER.model_copy(update={"documents": documents}), RELEASED).reasons) == 1
+
+
+def test_a_finite_candidate_may_follow_a_diverged_release() -> None:
+    broken = Evidence(iteration=8, documents={"a": (WORST_LOSS, 20), "b": (30.0, 10)})
+    verdict = judge(gate(), BETTER, broken)
+    assert (verdict.reasons, verdict.numbers()["released_loss"]) == ((), None)
 
 
 @pytest.mark.parametrize(

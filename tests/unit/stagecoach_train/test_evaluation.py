@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from stagecoach.recipe.export import GateConfig
+from stagecoach.releases import Evidence
+from stagecoach_export.gate import judge
 from stagecoach_train.batch import MicroBatchShape
 from stagecoach_train.evaluation import Evaluation, Evaluator, HeldoutDocuments
 from stagecoach_train.ranks import Ranks
@@ -28,7 +32,12 @@ class SumLater(Ranks):
 
 
 def evaluate(
-    dp: int = 1, dp_rank: int = 0, k: int = 1, reports: bool = True, between: Callable[[], None] = lambda: None
+    dp: int = 1,
+    dp_rank: int = 0,
+    k: int = 1,
+    reports: bool = True,
+    between: Callable[[], None] = lambda: None,
+    heldout_loss: float = 1.0,
 ) -> tuple[Evaluation, npt.NDArray[np.float64]]:
     ranks = SumLater()
     evaluator = Evaluator(
@@ -41,7 +50,7 @@ def evaluate(
         dp_rank=dp_rank,
         reports=reports,
     )
-    found = evaluator.run(FakeEngine(), between)
+    found = evaluator.run(FakeEngine(heldout_loss=heldout_loss), between)
     assert ranks.given is not None
     return found, ranks.given
 
@@ -75,3 +84,15 @@ def test_all_ranks_look_for_a_stop_equally_often() -> None:
 
         evaluate(dp=2, dp_rank=rank, between=count)  # 5 packs on 2 copies: 3 turns, the last one half empty
     assert calls == [3, 3]
+
+
+@pytest.mark.parametrize("loss", [float("inf"), float("nan")])
+def test_a_diverged_model_is_never_released(loss: float) -> None:
+    """The gate gets what an evaluation records, where the loss is a number that JSON can say."""
+    found, _ = evaluate(heldout_loss=loss)
+    documents = zip(DOCUMENTS.hashes, found.loss_sums.tolist(), found.num_targets.tolist(), strict=True)
+    candidate = Evidence(iteration=8, documents={name: (value, count) for name, value, count in documents})
+    assert json.loads(candidate.model_dump_json())["documents"]["hash0"] == [1e9, 2]
+    for released in (None, candidate):
+        verdict = judge(GateConfig(min_common_documents=1), candidate, released)
+        assert verdict.reasons == ("its held-out loss is not finite on 10 of 10 documents: its training diverged",)
