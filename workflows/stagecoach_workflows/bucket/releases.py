@@ -115,17 +115,23 @@ def roll_back(store: ObjectStore, name: str, to: int | None, reason: str) -> tup
 
 
 def _previous(name: str, history: Mapping[int, Release], current: str) -> int:
-    """Return the newest promotion that came before the one that serves, of another export."""
-    began = max(
-        number for number, release in history.items() if release.outcome == "promoted" and release.export == current
-    )
-    before = [
-        number
-        for number, release in history.items()
-        if number < began and release.outcome == "promoted" and release.export != current
-    ]
+    """Return the number of the record under which the export served that was replaced by the one that serves.
+
+    Promotions are a stack, from which a rollback takes what it leaves: A, B, back to A, C leaves A below C, not B.
+    """
+    served: list[tuple[int, str]] = []
+    for number, release in history.items():
+        export = release.export
+        if export is None or (served and served[-1][1] == export):
+            continue
+        if release.outcome == "rolled back":
+            while any(below == export for _, below in served) and served[-1][1] != export:
+                served.pop()
+        if not served or served[-1][1] != export:
+            served.append((number, export))
+    before = [number for number, export in served[:-1] if export != current]
     if not before:
         raise MissingInputError(
             f"release {name}: {current} is the first export that was promoted; nothing is before it"
         )
-    return max(before)
+    return before[-1]

@@ -18,7 +18,7 @@ from stagecoach_workflows.notify import ending
 from stagecoach_workflows.plan import plan_run
 from tests.unit.stagecoach_workflows.recipes import small_recipe
 
-A, B, C = "exports/m-a/", "exports/m-b/", "exports/m-c/"
+A, B, C, D = "exports/m-a/", "exports/m-b/", "exports/m-c/", "exports/m-d/"
 Store = MemoryStore | LocalStore
 
 
@@ -31,10 +31,8 @@ def store() -> MemoryStore:
 
 def three_releases(store: Store) -> None:
     """A and B were promoted, C refused."""
-    for export in (A, B):
-        store.put(manifest_key(export), export.encode())
-        digest = check_export(store, export, None, "test")
-        add(store, Release(outcome="promoted", candidate=export, export=export, manifest_sha256=digest))
+    promote(store, A)
+    promote(store, B)
     add(store, Release(outcome="refused", candidate=C, export=B, reasons=("its loss is higher",)))
 
 
@@ -56,6 +54,35 @@ def test_forth_again_by_number(store: MemoryStore) -> None:
     roll_back(store, "chat", None, "")
     assert roll_back(store, "chat", 2, "")[1].export == B
     assert released_export(store, "chat") == B
+
+
+def promote(store: Store, export: str) -> None:
+    store.put(manifest_key(export), export.encode())
+    digest = check_export(store, export, None, "test")
+    add(store, Release(outcome="promoted", candidate=export, export=export, manifest_sha256=digest))
+
+
+def test_back_never_leads_to_what_was_rolled_back(store: MemoryStore) -> None:
+    """A, B, back to A as B swears, C: behind C lies A."""
+    roll_back(store, "chat", None, "it swears")
+    promote(store, C)
+    assert roll_back(store, "chat", None, "")[1].export == A
+    with pytest.raises(MissingInputError, match="is the first export that was promoted"):
+        roll_back(store, "chat", None, "")
+
+
+def test_back_after_three_promotions_goes_step_by_step(store: MemoryStore) -> None:
+    promote(store, C)
+    promote(store, D)
+    assert [roll_back(store, "chat", None, "")[1].export for _ in range(3)] == [C, B, A]
+
+
+def test_what_somebody_went_forth_to_served_before(store: MemoryStore) -> None:
+    """A, B, back to A, forth to B, C: somebody chose B again."""
+    roll_back(store, "chat", None, "")
+    roll_back(store, "chat", 2, "")
+    promote(store, C)
+    assert [roll_back(store, "chat", None, "")[1].export for _ in range(2)] == [B, A]
 
 
 @pytest.mark.parametrize(
