@@ -82,6 +82,10 @@ SHAPES: dict[str, tuple[Folder, tuple[str, ...]]] = {
         weights(lambda data: header('{"a": {"dtype": "Q4", "shape": [1], "data_offsets": [0, 4]}}') + b"\0" * 4),
         ("Q4",),
     ),
+    "a list as type": (
+        weights(lambda data: header('{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}') + b"\0" * 4),
+        ("expected a dtype of", "got ['F32']"),
+    ),
     "an index that names a missing file": (
         {
             **model(),

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from stagecoach.errors import DataError
+from stagecoach.errors import DataError, shown
 
 Array = npt.NDArray[Any]
 
@@ -46,6 +46,8 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 BFLOAT16 = DTYPES["BF16"]
 MAX_HEADER_BYTES = 100_000_000
+_MAX_BYTES = 2**63
+_MAX_DIMENSIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,23 +213,30 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _offsets(origin: str, name: str, entry: Any) -> tuple[int, int]:
     offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(value) is int for value in offsets)):
-        raise DataError(f"{origin}: {name}: expected data_offsets of two whole numbers, got {offsets!r}")
+        raise DataError(f"{origin}: {name}: expected data_offsets of two whole numbers, got {shown(offsets)}")
     start, end = offsets
-    if not 0 <= start <= end:
-        raise DataError(f"{origin}: {name}: expected data_offsets in order, got {offsets}")
+    if not 0 <= start <= end < _MAX_BYTES:
+        raise DataError(f"{origin}: {name}: expected data_offsets in order and below 2^63, got {shown(offsets)}")
     return start, end
 
 
 def _stored_tensor(origin: str, name: str, entry: dict[str, Any], start: int, size_bytes: int) -> StoredTensor:
     dtype, shape = entry.get("dtype"), entry.get("shape")
-    if dtype not in DTYPES:
-        raise DataError(f"{origin}: {name}: expected a dtype of {', '.join(DTYPES)}, got {dtype!r}")
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise DataError(f"{origin}: {name}: expected a shape of whole numbers, got {shape!r}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise DataError(f"{origin}: {name}: expected a dtype of {', '.join(DTYPES)}, got {shown(dtype)}")
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < _MAX_BYTES for size in shape):
+        raise DataError(f"{origin}: {name}: expected a shape of whole numbers, got {shown(shape)}")
+    # An array of none has a reach too, and numpy bounds both it and the number of dimensions.
+    if len(shape) > _MAX_DIMENSIONS or math.prod(size or 1 for size in shape) * DTYPES[dtype].itemsize >= _MAX_BYTES:
+        raise DataError(
+            f"{origin}: {name}: expected a shape of at most {_MAX_DIMENSIONS} dimensions and 2^63 bytes, got"
+            f" {shown(shape)}"
+        )
     wanted = math.prod(shape) * DTYPES[dtype].itemsize
     if wanted != size_bytes:
         raise DataError(
-            f"{origin}: {name}: expected {wanted} bytes for shape {shape} of {dtype}, its offsets span {size_bytes}"
+            f"{origin}: {name}: expected {wanted} bytes for shape {shown(shape)} of {dtype}, its offsets span"
+            f" {size_bytes}"
         )
     return StoredTensor(DTYPES[dtype], tuple(shape), start, size_bytes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def _with_header(header: Any, data: bytes = b"") -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-def _tensor(dtype: str = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[str, Any]:
+def _tensor(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
@@ -112,6 +113,34 @@ class TestDamage:
             (_with_header({"a": _tensor(offsets=[4, 0])}, bytes(4)), "a: expected data_offsets in order"),
             (_with_header({"a": _tensor(offsets=["0", 4])}, bytes(4)), "two whole numbers"),
             (_with_header({"a": 1}), "two whole numbers"),
+            *(
+                (_with_header({"a": _tensor(dtype=dtype)}, bytes(4)), "a: expected a dtype of")
+                for dtype in (["F32"], {"F32": 1}, None, 32, "")
+            ),
+            *(
+                (_with_header({"a": _tensor(shape=shape)}, bytes(4)), "a: expected a shape")
+                for shape in ("1", [1.0], [True], ["1"], None, {"1": 1}, [[1]], [math.nan], [1] * 65, [10**4000] * 2)
+            ),
+            (_with_header({"a": _tensor(shape=[0, 2**40, 2**40], offsets=[0, 0])}), "a: expected a shape"),
+            *(
+                (
+                    _with_header({"a": _tensor(offsets=offsets)}, bytes(4)),
+                    "a: expected (two whole )?(data_offsets|numbers)",
+                )
+                for offsets in (
+                    [False, 4],
+                    [0.0, 4.0],
+                    [-4, 0],
+                    [0, -4],
+                    "04",
+                    [0],
+                    [0, 4, 8],
+                    None,
+                    [0, 10**4299],
+                    [2**63] * 2,
+                )
+            ),
+            (_with_header({"a": _tensor(offsets=[0, 2**62])}, bytes(4)), "a: expected 4 bytes for shape"),
             (
                 _with_header({"a": _tensor(), "b": _tensor(offsets=[2, 6])}, bytes(6)),
                 "b: overlaps the tensor before it",
@@ -124,6 +153,7 @@ class TestDamage:
         with pytest.raises(DataError, match=message) as error:
             _file(tmp_path, data)
         assert "x.safetensors" in str(error.value)
+        assert len(str(error.value)) < 500 + len(str(tmp_path))
 
 
 class TestWriting:
