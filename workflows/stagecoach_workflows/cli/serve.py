@@ -78,7 +78,7 @@ def serve(
         reference = one_chat.reference_answer(model, prompt, max_tokens) if smoke else ""
         typer.echo(f"{model.name} by {chosen}, answers end at tokens {', '.join(map(str, model.stop_ids))}; loading ..")
         with running(words, address, model.folder.parent, ready_seconds) as process:
-            typer.echo(_curl(model, address, prompt))
+            typer.echo(_curl(model, address, prompt, max_tokens))
             if smoke:
                 answer = one_chat.compare(model, address, prompt, max_tokens, reference)
                 typer.echo(f"smoke: it stopped, and said what transformers says: {answer!r}")
@@ -153,10 +153,10 @@ def _model(export: str, store: str, name: str) -> AbstractContextManager[ServedM
     return served_model(export, store or str(options.DEFAULT_WORK / "store"), name, Settings.from_environ())
 
 
-def _curl(model: ServedModel, address: Address, prompt: str) -> str:
+def _curl(model: ServedModel, address: Address, prompt: str, max_tokens: int) -> str:
     from stagecoach_workflows.serving.smoke import chat_request
 
-    body = json.dumps(chat_request(model, prompt, 256), ensure_ascii=False)
+    body = json.dumps(chat_request(model, prompt, max_tokens), ensure_ascii=False)
     words = ["curl", f"{address.url}/v1/chat/completions", "-H", "Content-Type: application/json", "-d", body]
     return f"ready; OpenAI-compatible under {address.url}/v1\n{shlex.join(words)}"
 

@@ -21,7 +21,7 @@ from stagecoach_workflows.deployment import Deployment
 from stagecoach_workflows.interpret import Graph, Step, TaskSpec, read_workflow
 from stagecoach_workflows.render import template_document
 from stagecoach_workflows.slurm.config import SlurmConfig
-from stagecoach_workflows.slurm.runtime import Place, shell_words
+from stagecoach_workflows.slurm.runtime import Place, image_name, shell_words
 from stagecoach_workflows.slurm.script import RUN, STATUS, BatchTask, batch_script, stage_arguments
 
 SUBMIT = "submit.sh"
@@ -114,8 +114,8 @@ class Scripts:
         tasks = [_batch_task(graph, task, values, recipe) for task in graph.tasks if task.name != _PLAN]
         if NOTIFY in graph.steps:
             tasks.append(_notify(graph.steps[NOTIFY], values, config, recipe))
-        images = dict.fromkeys(task.step.image for task in tasks) if config.runtime == "podman" else {}
-        tasks = [_probe(graph.steps[_PLAN], store_url, recipe, tuple(images)), *tasks]
+        images = dict.fromkeys(image_name(task.step.image, config) for task in tasks)
+        tasks = [_probe(graph.steps[_PLAN], store_url, recipe, _look_for(tuple(images), config)), *tasks]
         files = {f"{task.name}.sbatch": batch_script(task, config, place) for task in tasks}
         files |= {RECIPE: f"{graph.parameters['recipe']}\n", SUBMIT: _submit(graph, values, config, recipe)}
         return cls(tasks=tuple(tasks), files=files)
@@ -157,28 +157,34 @@ def _kind(task: str) -> str:
     return max((kind for kind in TASKS if task == kind or task.startswith(f"{kind}-")), key=len)
 
 
-def _probe(plan: Step, store_url: str, recipe: Recipe, images: Sequence[str]) -> BatchTask:
-    """Read the plan from a compute node: proves that it sees the store, the run's folder and Stagecoach itself.
+def _look_for(images: Sequence[str], config: SlurmConfig) -> tuple[str, ...]:
+    """Return the lines that look for images from a node: on its disk, else in their registry; none is fetched.
 
-    ``images`` are looked for first: on the node, else in their registry, and none is fetched for that.
+    Apptainer has no way to ask a registry without the image, so its ``docker://`` references are not looked for.
     """
-    before = (
+    if config.runtime == "none" or (config.runtime == "apptainer" and config.images is None):
+        return ()
+    there, where = (
+        '[ -e "$image" ]',
+        "is not on this node; put it on a file system that all nodes share, or correct images",
+    )
+    if config.runtime == "podman":
+        there = 'podman image exists "$image" || podman manifest inspect "docker://$image" > /dev/null'
+        where = "is neither on this node nor in its registry; push it, or correct --images"
+    return (
         f"for image in {' '.join(quote(image) for image in images)}; do",
-        '  podman image exists "$image" || podman manifest inspect "docker://$image" > /dev/null || {',
-        '    echo "image $image is neither on this node nor in its registry; push it, or correct --images" >&2',
+        f"  {there} || {{",
+        f'    echo "image $image {where}" >&2',
         '    echo 66 > "$folder/exit"; exit 66; }',
         "done",
     )
+
+
+def _probe(plan: Step, store_url: str, recipe: Recipe, before: tuple[str, ...]) -> BatchTask:
+    """Read the plan from a compute node: proves that it sees the store, the run's folder and Stagecoach itself."""
     step = _small(plan, ("python", "-m", "stagecoach_workflows"))
     arguments = ("show", RUN, f"--store={store_url}")
-    return BatchTask(
-        name=PROBE,
-        kind=PROBE,
-        step=step,
-        arguments=arguments,
-        recipe=recipe.name,
-        before=before if images else (),
-    )
+    return BatchTask(name=PROBE, kind=PROBE, step=step, arguments=arguments, recipe=recipe.name, before=before)
 
 
 def _notify(step: Step, values: Mapping[str, str], config: SlurmConfig, recipe: Recipe) -> BatchTask:

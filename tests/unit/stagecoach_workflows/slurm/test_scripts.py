@@ -12,6 +12,7 @@ from stagecoach_workflows.deployment import Deployment
 from stagecoach_workflows.policy import RETRY_EXIT_CODES
 from stagecoach_workflows.recipes_shipped import load_recipe
 from stagecoach_workflows.slurm.config import SlurmConfig, load_slurm_config
+from stagecoach_workflows.slurm.runtime import image_name
 from stagecoach_workflows.slurm.scripts import Scripts
 from tests.architecture.source_tree import ROOT
 from tests.unit.stagecoach_workflows.recipes import small_recipe
@@ -65,13 +66,33 @@ def test_several_nodes_meet_at_the_first_one() -> None:
     assert 'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)' in train
 
 
-@pytest.mark.parametrize("runtime", ["podman", "none"])
-def test_podmans_probe_looks_for_every_image(runtime: str) -> None:
-    made = scripts("micro", SlurmConfig.model_validate({"runtime": runtime}))
-    images = {task.step.image for task in made.tasks}
+@pytest.mark.parametrize(
+    ("runtime", "folder", "is_looked_for"),
+    [
+        ("podman", None, True),
+        ("charliecloud", "/images", True),
+        ("apptainer", "/images", True),
+        ("apptainer", None, False),
+        ("none", None, False),
+    ],
+)
+def test_the_probe_looks_for_every_image(runtime: str, folder: str | None, is_looked_for: bool) -> None:
+    config = SlurmConfig.model_validate({"runtime": runtime, "images": folder})
+    made = scripts("micro", config)
+    images = {image_name(task.step.image, config) for task in made.tasks}
     assert len(images) >= 7
     looked_for = made.files["probe.sbatch"].partition("for image in ")[2].partition(";")[0].split()
-    assert set(looked_for) == (images if runtime == "podman" else set())
+    assert set(looked_for) == (images if is_looked_for else set())
+
+
+def test_an_image_that_a_node_does_not_see_is_named_by_the_probe(tmp_path: Path) -> None:
+    config = SlurmConfig.model_validate({"runtime": "charliecloud", "images": tmp_path / "no images"})
+    Scripts.of(load_recipe("micro"), Deployment(), config, "s3://stagecoach").write(tmp_path)
+    command = ["bash", str(tmp_path / "probe.sbatch"), "run", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 66
+    assert f"image {tmp_path}/no images/stagecoach-" in done.stderr and "is not on this node" in done.stderr
+    assert (tmp_path / "probe" / "exit").read_text() == "66\n"
 
 
 def test_podman_writes_as_the_user_outside() -> None:
