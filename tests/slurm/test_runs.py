@@ -94,6 +94,34 @@ def test_a_requeue_by_the_cluster_goes_on_as_well(work: Work) -> None:
     assert resumed(work.log("train")), work.log("train")
 
 
+_FAILING = """\
+#!/usr/bin/env bash
+# stands for Python: the stage ends with these codes first, with 75 further each time
+case " $* " in *" --task=download-tokenizer "*)
+  codes=(69 71 137 143 75 75 75) count=$(cat {counter} 2>/dev/null || echo 0)
+  echo $((count + 1)) > {counter}
+  if [ $count -lt ${{#codes[@]}} ]; then
+    echo "$((100 * count))/1000" > "$ARGO_PROGRESS_FILE"; exit "${{codes[count]}}"
+  fi
+esac
+exec {python} "$@"
+"""
+
+
+def test_every_code_of_the_retry_table_is_run_again_by_slurm(work: Work) -> None:
+    """More often than the five times that the workflow allows failures, since attempts that came further are none."""
+    failing = work.folder / "failing-python"
+    failing.write_text(_FAILING.format(counter=work.folder / "counter", python=sys.executable))
+    failing.chmod(0o755)
+    work.configure(f"python: {failing}")
+    done = work.run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = re.findall(r"exit code (\d+): this job is run again", work.log("download-tokenizer"))
+    assert again == ["69", "71", "137", "143", "75", "75", "75"]
+    assert (work.folder / RUN / "download-tokenizer" / "attempts").read_text() == "5 600\n"
+    assert re.search(r"download-tokenizer +Succeeded +attempt 8", done.stdout), done.stdout
+
+
 def test_a_cancelled_run_saves_ends_and_goes_on_when_it_is_submitted_again(work: Work) -> None:
     work.submit(*LONG)
     work.wait_until(lambda: "checkpoint of step 40" in work.log("train"), "a checkpoint")
