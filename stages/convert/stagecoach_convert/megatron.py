@@ -21,7 +21,7 @@ import numpy as np
 
 from stagecoach.architectures.hf_names import hub_tensors
 from stagecoach.architectures.registry import FAMILIES, ModelSpec, native_tensors
-from stagecoach.errors import DataError
+from stagecoach.errors import DataError, shown
 from stagecoach.formats.tensor_file import Array
 from stagecoach_convert.accounting import listed
 from stagecoach_convert.pickle_reader import Namespace, PickledTensor, TorchFile
@@ -66,7 +66,7 @@ class MegatronSource:
         """
         self.origin = origin
         self._ranks = _open_ranks(list(names), path_of, origin)
-        self._tensors = {at: _normalised(file.content) for at, file in self._ranks.items()}
+        self._tensors = {at: _normalised(file) for at, file in self._ranks.items()}
         self._tp = 1 + max(tp for tp, _ in self._ranks)
         self._pp = 1 + max(pp for _, pp in self._ranks)
         if len(self._ranks) != self._tp * self._pp:
@@ -202,7 +202,12 @@ class MegatronSource:
     def _config_of_arguments(self) -> dict[str, Any]:
         """Return the config.json that the stored arguments describe."""
         stored = self._ranks[0, 0].content.get("args")
-        arguments = vars(stored) if isinstance(stored, Namespace) else {}
+        if not isinstance(stored, Namespace):
+            raise DataError(
+                f"{self.origin}: expected the arguments of the training under args, got {type(stored).__name__}; put the"
+                " model's config.json beside it"
+            )
+        arguments = vars(stored)
         window = arguments.get("sliding_window_size")
         config: dict[str, Any] = {
             "architectures": ["LlamaForCausalLM" if window is None else "MistralForCausalLM"],
@@ -266,7 +271,7 @@ def _open_ranks(names: list[str], path_of: Callable[[str], Path], origin: str) -
     tracker = next((name for name in names if name.rsplit("/", 1)[-1] == TRACKER), None)
     if tracker is not None:
         text = path_of(tracker).read_text(encoding="utf-8", errors="replace").strip()
-        wanted = text if text == "release" else f"iter_{int(text):07d}" if text.isdecimal() else text
+        wanted = text if text == "release" else f"iter_{text.lstrip('0').zfill(7)}" if text.isdecimal() else text
     else:
         folders = {match[1] for _, match in matches}
         if len(folders) > 1:
@@ -278,16 +283,23 @@ def _open_ranks(names: list[str], path_of: Callable[[str], Path], origin: str) -
     return {at: TorchFile(path_of(name)) for at, name in sorted(chosen.items())}
 
 
-def _normalised(content: Any) -> dict[str, PickledTensor]:
+def _normalised(file: TorchFile) -> dict[str, PickledTensor]:
     """Return the tensors under the names that raw checkpoints use, whichever of the original's spellings they have."""
-    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(file.content, dict) or not isinstance(file.content.get("model"), dict):
+        got = list(file.content) if isinstance(file.content, dict) else type(file.content).__name__
+        raise DataError(
+            f"{file.origin}: expected a dictionary with a model, as the original system saves, got {shown(got)}"
+        )
     found: dict[str, PickledTensor] = {}
-    for name, tensor in flat_tensors(model).items():
+    for name, tensor in flat_tensors(file.content["model"], file.origin).items():
         part = name.removeprefix("language_model.")
         if match := _LAYER.fullmatch(part):
             part = f"layers.{match[1]}.{match[2]}"
             for old, new in _RENAMED.items():
                 part = part.replace(old, new)
         part = part.removeprefix("transformer.").removeprefix("encoder.")
-        found["lm_head" if part == "lm_head.weight" else part] = tensor
+        part = "lm_head" if part == "lm_head.weight" else part
+        if part in found:
+            raise DataError(f"{file.origin}: {part[:120]}: expected once, found under two spellings of its name")
+        found[part] = tensor
     return found

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from stagecoach.errors import DataError
+from stagecoach.errors import DataError, shown
 from stagecoach.formats.hf_model import read_json_object
 from stagecoach.formats.tensor_file import Array
 from stagecoach_convert.pickle_reader import PickledTensor, TorchFile
 
 TORCH_WEIGHTS = "pytorch_model.bin"
 TORCH_INDEX = "pytorch_model.bin.index.json"
+_MAX_DEPTH = 32
 
 
 class HubTorch:
@@ -35,7 +36,7 @@ class HubTorch:
         self._found: dict[str, tuple[TorchFile, PickledTensor]] = {}
         for name in self._files(set(names), path_of):
             file = TorchFile(path_of(name))
-            for tensor, value in flat_tensors(file.content).items():
+            for tensor, value in flat_tensors(file.content, f"{origin}: {name}").items():
                 if tensor in self._found:
                     raise DataError(f"{origin}: {tensor}: expected in one file, found in {name} and another")
                 self._found[tensor] = (file, value)
@@ -71,12 +72,36 @@ class HubTorch:
         return file.array(tensor)
 
 
-def flat_tensors(content: Any, prefix: str = "") -> dict[str, PickledTensor]:
-    """Return all tensors of nested dictionaries, names joined by dots; other values are left out."""
+def flat_tensors(content: Any, origin: str) -> dict[str, PickledTensor]:
+    """Return all tensors of nested dictionaries, names joined by dots; other values are left out.
+
+    Raises:
+        DataError: It is no dictionary, one of its dictionaries stands in it twice (or contains itself), they are nested
+            more than 32 deep, or two tensors have one name; ``origin`` is named.
+    """
+    if not isinstance(content, dict):
+        raise DataError(f"{origin}: expected a dictionary of tensors, got {type(content).__name__}")
     found: dict[str, PickledTensor] = {}
-    for name, value in content.items() if isinstance(content, dict) else ():
-        if isinstance(value, PickledTensor):
-            found[f"{prefix}{name}"] = value
-        elif isinstance(value, dict):
-            found.update(flat_tensors(value, f"{prefix}{name}."))
+    seen: set[int] = set()
+
+    def collect(values: dict[Any, Any], path: tuple[str, ...]) -> None:
+        if id(values) in seen or len(path) > _MAX_DEPTH:
+            raise DataError(
+                f"{origin}: expected dictionaries that stand in one place each, at most {_MAX_DEPTH} deep, got another"
+                f" kind under {'.'.join(path)[:120]}"
+            )
+        seen.add(id(values))
+        for name, value in values.items():
+            if not isinstance(value, (PickledTensor, dict)):
+                continue
+            part = name if isinstance(name, str) else shown(name)
+            full = ".".join((*path, part))
+            if full in found:
+                raise DataError(f"{origin}: expected tensors of different names, got {shown(full)} twice")
+            if isinstance(value, dict):
+                collect(value, (*path, part))
+            else:
+                found[full] = value
+
+    collect(content, ())
     return found

@@ -43,6 +43,44 @@ def _convert(tmp_path: Path, files: dict[str, bytes], tokenizer: dict[str, bytes
     return pipeline.convert(model, final)
 
 
+def contains_itself() -> dict[str, Any]:
+    content: dict[str, Any] = {"model.norm.weight": torch.zeros(32)}
+    content["a"] = {"b": content}
+    return content
+
+
+def nested(depth: int) -> dict[str, Any]:
+    content: dict[str, Any] = {"weight": torch.zeros(1)}
+    for _ in range(depth):
+        content = {"a": content}
+    return content
+
+
+def doubled(depth: int) -> dict[str, Any]:
+    """Small in the file, 2^depth tensors when it is followed."""
+    content: dict[str, Any] = {"weight": torch.zeros(1)}
+    for _ in range(depth):
+        content = {"a": content, "b": content}
+    return content
+
+
+CONTENTS: dict[str, tuple[Callable[[], Any], str]] = {
+    "a list": (lambda: [torch.zeros(1)], "got list"),
+    "a tensor": (lambda: torch.zeros(1), "got PickledTensor"),
+    "text": (lambda: "model", "got str"),
+    "nothing": (lambda: None, "got NoneType"),
+    "contains itself": (contains_itself, r"one place each, .* under a\.b"),
+    "deep": (lambda: nested(200), r"at most 32 deep, .* under a\.a"),
+    "many from few": (lambda: doubled(30), "one place each"),
+    "endless numbers as names": (
+        lambda: {10**5000: torch.zeros(1), 10**5001: torch.zeros(1)},
+        "different names, got 'a value of type int",
+    ),
+    "one name twice": (lambda: {"a.b": torch.zeros(1), "a": {"b": torch.ones(1)}}, r"different names, got 'a\.b'"),
+}
+"""What a file of torch holds, and what is said."""
+
+
 class TestBin:
     def test_one_file(self, tmp_path: Path) -> None:
         expected = _convert(tmp_path / "a", hub_directory(CONFIG)).read_bytes("model.safetensors")
@@ -62,6 +100,14 @@ class TestBin:
         assert _convert(tmp_path / "b", files).read_bytes("model.safetensors") == expected
         with pytest.raises(DataError, match=r"names pytorch_model-00002-of-00002\.bin, which the directory does not"):
             _convert(tmp_path / "c", {name: data for name, data in files.items() if "00002-of" not in name})
+
+    @pytest.mark.parametrize(("content", "message"), CONTENTS.values(), ids=CONTENTS)
+    def test_what_is_no_dictionary_of_tensors_is_refused(
+        self, tmp_path: Path, content: Callable[[], Any], message: str
+    ) -> None:
+        files = {"config.json": json.dumps(CONFIG).encode(), "pytorch_model.bin": _bytes(content())}
+        with pytest.raises(DataError, match=f"pytorch_model.bin: expected .*{message}"):
+            _convert(tmp_path, files)
 
 
 def interleaved(rows: Array, num_heads: int) -> Array:
@@ -200,6 +246,23 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 """What is done to one rank's model, and what is said."""
 
 
+RANK_CONTENTS: dict[str, tuple[Callable[[], Any], str]] = {
+    **{
+        name: (content, f"expected a dictionary with a model, .* {message}")
+        for name, content, message in (
+            ("a list", lambda: [1], "got 'list'"),
+            ("a tensor", lambda: torch.zeros(1), "got 'PickledTensor'"),
+            ("text", lambda: "model", "got 'str'"),
+            ("no model", lambda: {"iteration": 1, "x": 2}, r"got \['iteration', 'x'\]"),
+            ("a model that is text", lambda: {"model": "x"}, r"got \['model'\]"),
+        )
+    },
+    "contains itself": (lambda: {"model": contains_itself()}, "one place each"),
+    "deep": (lambda: {"model": nested(200)}, "at most 32 deep"),
+}
+"""What a rank's file holds, and what is said."""
+
+
 class TestOriginalSystem:
     @pytest.mark.parametrize("nested", [False, True])
     @pytest.mark.parametrize(("tp", "pp"), [(tp, pp) for tp in (1, 2) for pp in (1, 2, 4)])
@@ -246,6 +309,36 @@ class TestOriginalSystem:
             DataError, match=r"27 missing: embedding\.word_embeddings\.weight of tensor rank 0, stage 0"
         ):
             _convert(tmp_path, files, _trained_tokenizer())
+
+    @pytest.mark.parametrize("has_config", [False, True])
+    @pytest.mark.parametrize(("content", "message"), RANK_CONTENTS.values(), ids=RANK_CONTENTS)
+    def test_what_is_no_checkpoint_is_refused(
+        self, tmp_path: Path, content: Callable[[], Any], message: str, has_config: bool
+    ) -> None:
+        files = {"release/mp_rank_00/model_optim_rng.pt": _bytes(content())}
+        if has_config:
+            files["config.json"] = json.dumps(CONFIG).encode()
+        with pytest.raises(DataError, match=message):
+            _convert(tmp_path, files, _trained_tokenizer())
+
+    def test_no_arguments_and_no_config_is_refused(self, tmp_path: Path) -> None:
+        files = {"release/mp_rank_00/model_optim_rng.pt": _bytes({"model": {}, "args": {"num_layers": 4}})}
+        with pytest.raises(DataError, match=r"under args, got dict; put the model's config\.json beside it"):
+            _convert(tmp_path, files, _trained_tokenizer())
+
+    def test_two_spellings_of_one_tensor_are_refused(self, tmp_path: Path) -> None:
+        def change(model: dict[str, Any], rank: int, stage: int) -> None:
+            model["language_model"]["lm_head.weight"] = model["language_model"]["lm_head"]
+
+        with pytest.raises(DataError, match="lm_head: expected once, found under two spellings"):
+            _convert(tmp_path, original_files(1, 1, nested=True, change=change), _trained_tokenizer())
+
+    @pytest.mark.parametrize("tracker", ["9" * 5000, "0" * 5000 + "8", "٧" * 5000])
+    def test_a_tracker_of_many_digits_is_refused(self, tmp_path: Path, tracker: str) -> None:
+        files = {**original_files(1, 1, nested=True), "latest_checkpointed_iteration.txt": tracker.encode()}
+        with pytest.raises(DataError, match="of which there are no rank files") as error:
+            _convert(tmp_path, files, _trained_tokenizer())
+        assert len(str(error.value)) < 300
 
     def test_another_family_beside_it_is_refused(self, tmp_path: Path) -> None:
         files = {**original_files(1, 1, nested=False), "config.json": json.dumps(CONFIGS["qwen2"]).encode()}
