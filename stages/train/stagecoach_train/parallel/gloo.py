@@ -20,9 +20,13 @@ BACKEND = "gloo_serial"
 
 
 def register_gloo() -> str:
-    """Make the backend known to torch, once, and return its name."""
+    """Make the backend known to torch, once, and return its name.
+
+    It is one of GPUs, too, as torch's own gloo is: `new_group` asks every group for a backend of the GPU to which the
+    default group is bound.
+    """
     if BACKEND not in dist.Backend.backend_list:
-        dist.Backend.register_backend(BACKEND, _make_group, devices=["cpu"])
+        dist.Backend.register_backend(BACKEND, _make_group, devices=["cpu", "cuda"])
     return BACKEND
 
 
