@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,14 +31,19 @@ class Checkpoint:
 def committed(store: ObjectStore, trained: str) -> list[Checkpoint]:
     """Return the checkpoint that counts of every iteration that is kept, ascending."""
     found: dict[int, Checkpoint] = {}
+    for checkpoint in every_committed(store, trained):
+        found[checkpoint.iteration] = max(checkpoint, found.get(checkpoint.iteration, checkpoint))
+    return sorted(found.values())
+
+
+def every_committed(store: ObjectStore, trained: str) -> Iterator[Checkpoint]:
+    """Yield every checkpoint that has a manifest, those too that a later attempt made anew."""
     for folder in store.list_folders(trained):
         iteration = _ITERATION.fullmatch(folder)
         for name in store.list_folders(f"{trained}{folder}/") if iteration else ():
             attempt = _ATTEMPT.fullmatch(name)
             if iteration and attempt and store.head(manifest_key(f"{trained}{folder}/{name}/")) is not None:
-                checkpoint = Checkpoint(int(iteration[1]), int(attempt[1]))
-                found[checkpoint.iteration] = max(checkpoint, found.get(checkpoint.iteration, checkpoint))
-    return sorted(found.values())
+                yield Checkpoint(int(iteration[1]), int(attempt[1]))
 
 
 def choose(store: ObjectStore, trained: str, wanted: int | Literal["last", "best"]) -> Checkpoint:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from stagecoach.errors import MissingInputError
+from stagecoach.errors import ConfigError, MissingInputError
 from stagecoach.manifest import Manifest, read_manifest
 from stagecoach.storage.base import ObjectStore
 
@@ -36,13 +36,25 @@ def lineage(store: ObjectStore, prefix: str) -> LineageNode:
     Raises:
         MissingInputError: There is no finished output under ``prefix``.
     """
-    folder = prefix if prefix.endswith("/") else prefix + "/"
+    folder = output_folder(store, prefix)
     manifest = read_manifest(store, folder)
     if manifest is None:
         raise MissingInputError(
             f"{store.url.rstrip('/')}/{folder}: no finished output here; `stagecoach show RUN` lists a run's outputs"
         )
     return _node(store, "", folder, manifest)
+
+
+def output_folder(store: ObjectStore, output: str) -> str:
+    """Return the folder in the store, with its final slash, of an output given as folder or as address.
+
+    Raises:
+        ConfigError: The address is none of this store.
+    """
+    root = store.url.rstrip("/") + "/"
+    if "://" in output and not output.startswith(root):
+        raise ConfigError(f"output: expected a folder or an address in {root}, got {output[:200]}; give its --store")
+    return output.removeprefix(root).rstrip("/") + "/"
 
 
 def walk(node: LineageNode, depth: int = 0) -> Iterator[tuple[int, LineageNode]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stagecoach.storage.base import ObjectStore
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder of an output in the store.", show_default=False)]
+Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or address of an output.", show_default=False)]
 
 
 def register(commands: typer.Typer) -> None:
@@ -137,25 +137,35 @@ def lineage(output: Output, store: options.Store = "", json_output: AsJson = Fal
 def verify(
     outputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[OUTPUT ...]", help="Folders of outputs; all without it.", show_default=False),
+        typer.Argument(
+            metavar="[OUTPUT ...]",
+            help="Folders or addresses of outputs; the whole store without it.",
+            show_default=False,
+        ),
     ] = None,
     store: options.Store = "",
     json_output: AsJson = False,
 ) -> int:
-    """Read every byte of finished outputs and compare it with the recorded digests; 79 if anything differs."""
+    """Read every byte of finished outputs and every record, and compare recorded digests; 79 if anything differs."""
     from stagecoach.errors import DataError
-    from stagecoach_workflows.bucket.verify import output_prefixes, verify_output
+    from stagecoach_workflows.bucket.lineage import output_folder
+    from stagecoach_workflows.bucket.verify import verify_folders, verify_store
 
     opened = open_bucket(store)
-    folders = [name.rstrip("/") + "/" for name in outputs or ()] or list(output_prefixes(opened))
-    problems = [problem for folder in folders for problem in verify_output(opened, folder)]
+    folders = [output_folder(opened, name) for name in outputs or ()]
+    found = verify_folders(opened, folders) if folders else verify_store(opened)
     if json_output:
-        echo_json([asdict(problem) for problem in problems])
+        echo_json([asdict(problem) for problem in found.problems])
     else:
-        for problem in problems:
+        for problem in found.problems:
             typer.echo(f"{problem.prefix}{problem.name}: {problem.sentence}")
-        typer.echo(f"{len(folders)} outputs read, {len(problems)} objects differ")
-    return DataError.exit_code if problems else 0
+        if found.unfinished:
+            typer.echo(f"{len(found.unfinished)} without a manifest, not checked: {', '.join(found.unfinished)}")
+        typer.echo(
+            f"{found.num_outputs} outputs, {found.num_checkpoints} checkpoints and {found.num_records} records read,"
+            f" {len(found.problems)} objects differ"
+        )
+    return DataError.exit_code if found.problems else 0
 
 
 def gc(

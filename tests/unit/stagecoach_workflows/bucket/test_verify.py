@@ -1,0 +1,131 @@
+"""``stagecoach verify``: what it reads, what it names, and what it says of what it cannot check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from stagecoach.outputs import Output
+from stagecoach.paths import checkpoint_prefix, finished_prefix, manifest_key, plan_key
+from stagecoach.records import write_numbered, write_record
+from stagecoach.releases import Evidence, Release, append_release, check_export, write_evidence
+from stagecoach.sealed import seal
+from stagecoach.storage.local import LocalStore
+from stagecoach_workflows.cli.main import app
+
+RUN, TRAINED, EXPORT = "20261125T000000Z-a", "trained/m-1/", "exports/m-2/"
+CHECKPOINT = checkpoint_prefix(TRAINED, 8, 1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    """A run with every kind of record, a training with a checkpoint, a released export, and an unfinished packing."""
+    store = LocalStore(tmp_path / "store")
+    for prefix, task in ((TRAINED, "train"), (CHECKPOINT, "train"), (EXPORT, "export")):
+        output = Output(store, prefix, tmp_path / "scratch")
+        output.write_bytes("object", prefix.encode())
+        output.commit(task=task, key="00ff", name="m", output_version=1)
+    store.put("packed/m-3/try-0/object", b"half")
+    store.put(plan_key(RUN), seal({"run_id": RUN}))
+    write_record(store, RUN, "pack", {"state": "started"})
+    write_numbered(store, finished_prefix(RUN), {"state": "succeeded"})
+    write_numbered(store, f"{TRAINED}attempts/", {"attempt": 1})
+    write_numbered(store, f"{EXPORT}pushed/", {"commit": "c0ffee"})
+    write_evidence(store, "chat", EXPORT, Evidence(iteration=8, documents={}))
+    digest = check_export(store, EXPORT, None, "test")
+    append_release(
+        store, "chat", {}, Release(outcome="promoted", candidate=EXPORT, export=EXPORT, manifest_sha256=digest)
+    )
+    return store
+
+
+def says(store: LocalStore, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = app(["verify", *arguments, "--store", str(store.root)])
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def test_it_counts_what_it_read_and_what_it_could_not_check(
+    store: LocalStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says(store, capsys) == (
+        0,
+        (
+            "1 without a manifest, not checked: packed/m-3/\n"
+            "2 outputs, 1 checkpoints and 7 records read, 0 objects differ\n"
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        f"runs/{RUN}/plan.json",
+        f"runs/{RUN}/pack/0001.json",
+        f"runs/{RUN}/finished/0001.json",
+        f"{TRAINED}attempts/0001.json",
+        f"{EXPORT}pushed/0001.json",
+        "releases/chat/0001.json",
+        "releases/chat/heldout/m-2.json",
+        f"{TRAINED}manifest.json",
+        f"{CHECKPOINT}manifest.json",
+        f"{EXPORT}manifest.json",
+    ],
+)
+@pytest.mark.parametrize("damage", ["a bit", "no JSON"])
+def test_a_damaged_record_is_named(
+    store: LocalStore, capsys: pytest.CaptureFixture[str], key: str, damage: str
+) -> None:
+    data = json.loads(store.get(key))
+    changed = {**data, "digest": "0" * 64}
+    store.put(key, json.dumps(changed).encode() if damage == "a bit" else b"bad")
+    code, text = says(store, capsys)
+    assert code == 79
+    assert f"{key}: " in text
+
+
+@pytest.mark.parametrize("prefix", [TRAINED, CHECKPOINT, EXPORT])
+def test_a_damaged_object_is_named_those_of_checkpoints_too(
+    store: LocalStore, capsys: pytest.CaptureFixture[str], prefix: str
+) -> None:
+    (info,) = store.list(f"{prefix}try-")
+    store.put(info.key, b"x" * info.size_bytes)
+    code, text = says(store, capsys)
+    assert code == 79
+    assert f"{prefix}object: expected sha256" in text
+    assert says(store, capsys, TRAINED)[0] == (0 if prefix == EXPORT else 79)
+
+
+def test_a_release_whose_export_is_gone_or_another_is_named(
+    store: LocalStore, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store.delete([manifest_key(EXPORT)])
+    code, text = says(store, capsys)
+    assert code == 79
+    assert "releases/chat/0001.json: what it serves" in text
+    assert f"2 without a manifest, not checked: packed/m-3/, {EXPORT}" in text
+    other = Output(store, EXPORT, tmp_path / "other")
+    other.commit(task="export", key="00ff", name="m", output_version=1)
+    assert "it was made again" in says(store, capsys)[1]
+
+
+@pytest.mark.parametrize("names", [("exports/nope",), ("nosuch",), (EXPORT, "exports/nope/"), ("packed/m-3",)])
+def test_a_named_output_that_is_not_finished_is_a_missing_input(
+    store: LocalStore, capsys: pytest.CaptureFixture[str], names: Sequence[str]
+) -> None:
+    code, text = says(store, capsys, *names)
+    assert code == 66
+    assert f"{names[-1].rstrip('/')}/: no finished output here" in text
+
+
+@pytest.mark.parametrize("command", ["verify", "lineage"])
+def test_the_address_that_run_prints_names_an_output(
+    store: LocalStore, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    for name in (EXPORT, EXPORT.rstrip("/"), f"{store.url}/{EXPORT}", f"{store.url}/{EXPORT}".rstrip("/")):
+        assert app([command, name, "--store", str(store.root)]) == 0
+    assert app([command, f"file:///elsewhere/{EXPORT}", "--store", str(store.root)]) == 78
+    assert "give its --store" in capsys.readouterr().err
