@@ -172,6 +172,22 @@ TOKENIZERS: dict[str, tuple[Folder, int, tuple[str, ...]]] = {
     "no JSON": ({"tokenizer.json": b"{"}, 79, ("tokenizer.json",)),
     "empty": ({"tokenizer.json": b""}, 79, ("tokenizer.json",)),
     "another JSON": ({"tokenizer.json": b'{"a": 1}'}, 79, ("tokenizer.json",)),
+    "a negative id": (
+        {
+            **tokenizer_directory(),
+            "tokenizer.json": tokenizer_directory()["tokenizer.json"].replace(b'"id":320', b'"id":-3'),
+        },
+        79,
+        ("tokenizer.json: expected a whole number from 0 on as id of '<|im_start|>', got -3",),
+    ),
+    "one id twice": (
+        {
+            **tokenizer_directory(),
+            "tokenizer.json": tokenizer_directory()["tokenizer.json"].replace(b'"id":321', b'"id":320'),
+        },
+        79,
+        ("tokenizer.json: expected an id of its own for every token, got 320",),
+    ),
     "no protobuf": ({"tokenizer.model": b"hello"}, 79, ("tokenizer.model",)),
     "empty model": ({"tokenizer.model": b""}, 79, ("tokenizer.model",)),
     "deep configuration": (
@@ -298,7 +314,9 @@ def test_a_tokenizer(case: str, tmp_path: Path) -> None:
     config = {"source": {"kind": "directory", "path": str(folder)}, "files": found, "chat_format": "chatml"}
     (tmp_path / "download.json").touch()
     values = {"task": "download-tokenizer", "name": "x", "config": config}
-    stage(tmp_path, tmp_path / "store", "download", values).assert_refused(exit_code, *words)
+    done = stage(tmp_path, tmp_path / "store", "download", values)
+    done.assert_refused(exit_code, *words)
+    assert "scratch" not in done.said.splitlines()[-1]
 
 
 def test_a_file_that_changed_after_the_plan(tmp_path: Path) -> None:

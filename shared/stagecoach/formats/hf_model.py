@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from stagecoach.errors import DataError
+from stagecoach.errors import DataError, shown
 from stagecoach.formats.native import split_into_files
 from stagecoach.formats.tensor_file import Array, TensorFile, TensorToWrite
 
@@ -25,6 +25,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 
 #: transformers before 4.48 refuses a file whose metadata does not say which framework it is for.
 HUB_METADATA = {"format": "pt"}
+_MAX_ID = 2**31
 
 
 class TensorSource(Protocol):
@@ -119,19 +120,31 @@ def vocabulary(tokenizer_json: bytes, origin: str = "tokenizer.json") -> dict[st
     """Return every token of a ``tokenizer.json`` with its id, added tokens included.
 
     Raises:
-        DataError: The file is not of that form.
+        DataError: The file is not of that form, an id is no whole number from 0 on, or two tokens have the same one.
     """
     content = read_json_object(tokenizer_json, origin)
     try:
         entries = content["model"]["vocab"]
         # BPE and WordPiece: {token: id}; Unigram: [[token, score], ..] in the order of the ids.
         pairs = entries.items() if isinstance(entries, dict) else ((entry[0], at) for at, entry in enumerate(entries))
-        ids = {str(token): int(at) for token, at in pairs}
-        ids.update({str(token["content"]): int(token["id"]) for token in content.get("added_tokens") or []})
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise DataError(f"{origin}: expected a tokenizers file with model.vocab and added_tokens: {error!r}") from error
+        added = [(token["content"], token["id"]) for token in content.get("added_tokens") or []]
+        ids: dict[str, int] = {}
+        for token, at in (*pairs, *added):
+            if type(at) is not int or not 0 <= at < _MAX_ID:
+                raise DataError(f"{origin}: expected a whole number from 0 on as id of {shown(token)}, got {shown(at)}")
+            ids[str(token)] = at
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise DataError(
+            f"{origin}: expected a tokenizer.json of the library tokenizers, with model.vocab and added_tokens: {error!r}"
+        ) from error
     if not ids:
         raise DataError(f"{origin}: expected at least one token, got an empty vocabulary")
+    tokens = {at: token for token, at in ids.items()}
+    if twice := next((token for token, at in ids.items() if tokens[at] != token), None):
+        raise DataError(
+            f"{origin}: expected an id of its own for every token, got {ids[twice]} for {shown(twice)} and"
+            f" {shown(tokens[ids[twice]])}"
+        )
     return ids
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from stagecoach.errors import DataError, MissingInputError
+from stagecoach.formats.hf_model import vocabulary
 from stagecoach.formats.sentencepiece_json import tokenizer_from_sentencepiece
 from stagecoach.formats.sentencepiece_model import SentencePieceModel, read_sentencepiece_model
 
@@ -61,9 +62,11 @@ def read_tokenizer_source(folder: Path) -> TokenizerSource:
     special_map = _read_json(folder / SPECIAL_TOKENS_MAP)
     model: SentencePieceModel | None = None
     if (folder / SENTENCEPIECE_MODEL).is_file() and _looks_like_sentencepiece(folder / SENTENCEPIECE_MODEL):
-        model = read_sentencepiece_model((folder / SENTENCEPIECE_MODEL).read_bytes(), str(folder / SENTENCEPIECE_MODEL))
+        model = read_sentencepiece_model((folder / SENTENCEPIECE_MODEL).read_bytes(), SENTENCEPIECE_MODEL)
     if (folder / TOKENIZER_JSON).is_file():
-        tokenizer = load_tokenizer((folder / TOKENIZER_JSON).read_bytes(), str(folder / TOKENIZER_JSON))
+        data = (folder / TOKENIZER_JSON).read_bytes()
+        vocabulary(data, TOKENIZER_JSON)  # the library gives tokens other ids than those that the file says
+        tokenizer = load_tokenizer(data, TOKENIZER_JSON)
     elif model is not None:
         tokenizer = tokenizer_from_sentencepiece(model, _added_texts(config))
     elif (folder / SENTENCEPIECE_MODEL).is_file():
@@ -82,8 +85,8 @@ def read_tokenizer_source(folder: Path) -> TokenizerSource:
     for text in special.by_name().values():
         if tokenizer.token_to_id(text) is None:
             raise DataError(
-                f"{folder}: the special token {text!r} is not in the vocabulary of {TOKENIZER_JSON}; the files"
-                " do not belong together"
+                f"the special token {text!r} is not in the vocabulary of {TOKENIZER_JSON}; the files do not belong"
+                " together"
             )
     return TokenizerSource(
         folder=folder,
@@ -115,9 +118,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: expected JSON, got: {error}") from error
+        raise DataError(f"{path.name}: expected JSON, got: {error}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}")
+        raise DataError(f"{path.name}: expected a JSON object, got {type(value).__name__}")
     return value
 
 

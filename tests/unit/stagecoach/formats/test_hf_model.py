@@ -77,6 +77,25 @@ class TestVocabulary:
         with pytest.raises(DataError, match=r"tokenizer.json"):
             vocabulary(data)
 
+    @pytest.mark.parametrize(
+        ("vocab", "added", "message"),
+        [
+            *(
+                ({"a": 0, "b": at}, [], f"as id of 'b', got {shown}")
+                for at, shown in ((-1, "-1"), (True, "True"), (1.7, "1.7"), ("1", "'1'"), (None, "None"), (2**31, "2"))
+            ),
+            ({"a": 0}, [{"content": "x", "id": -3}], "as id of 'x', got -3"),
+            ({"a": 0}, [{"content": "x", "id": False}], "as id of 'x', got False"),
+            ({"a": 0, "b": 1, "c": 1}, [], "got 1 for 'b' and 'c'"),
+            ({"a": 0}, [{"content": "x", "id": 0}], "got 0 for 'a' and 'x'"),
+            ({"a": 0}, [7], "model.vocab and added_tokens"),
+        ],
+    )
+    def test_ids_that_no_tokenizer_has_are_refused(self, vocab: object, added: object, message: str) -> None:
+        data = {"model": {"vocab": vocab}, "added_tokens": added}
+        with pytest.raises(DataError, match=message):
+            vocabulary(json.dumps(data).encode())
+
 
 TENSORS = [TensorToWrite(name, np.dtype("f4"), (size,), lambda: np.zeros(1)) for name, size in (("a", 2), ("b", 3))]
 

@@ -173,7 +173,7 @@ def test_literal_control_strings_stay_text() -> None:
     [
         ({}, r"expected tokenizer\.json or a SentencePiece tokenizer\.model"),
         ({"tokenizer.json": b"{}"}, r"expected a tokenizer\.json of the library tokenizers"),
-        ({"tokenizer.json": b"\xff\xfe"}, r"expected a tokenizer\.json"),
+        ({"tokenizer.json": b"\xff\xfe"}, "tokenizer.json: not valid JSON"),
         ({"tokenizer.model": b"\n\x05wrong"}, r"expected a SentencePiece model"),
         (
             {"tokenizer.model": b"IQ== 0\n"},
