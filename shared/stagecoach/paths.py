@@ -31,12 +31,17 @@ def validate_name(name: str, what: str) -> str:
     Raises:
         ConfigError: Not 1 to 63 of ``a-z 0-9 . _ -`` with a letter or digit at both ends, or ``..`` inside.
     """
-    if not _NAME.fullmatch(name) or ".." in name:
+    if not is_name(name):
         raise ConfigError(
             f"{what}: expected 1 to 63 characters of a-z, 0-9, '.', '_', '-' that begin and end with a letter or digit"
             f" and hold no '..', got {name[:80]!r}"
         )
     return name
+
+
+def is_name(name: str) -> bool:
+    """Say whether ``validate_name`` takes it."""
+    return _NAME.fullmatch(name) is not None and ".." not in name
 
 
 def validate_run_id(run_id: str) -> str:

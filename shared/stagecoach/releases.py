@@ -14,6 +14,7 @@ decides again.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +23,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stagecoach.errors import CorruptObjectError, MissingInputError
-from stagecoach.paths import manifest_key, numbered, release_prefix, validate_name
+from stagecoach.paths import is_name, manifest_key, numbered, release_prefix, validate_name
 from stagecoach.records import read_sealed, record_keys
 from stagecoach.sealed import seal
 from stagecoach.storage.base import ObjectStore
 
 Outcome = Literal["promoted", "refused", "rolled back"]
 _READERS = 16
+_log = logging.getLogger("stagecoach.releases")
 
 
 class _Frozen(BaseModel):
@@ -83,8 +85,12 @@ def read_releases(store: ObjectStore, name: str) -> dict[int, Release]:
 
 
 def release_names(store: ObjectStore) -> list[str]:
-    """Return the names of all releases, sorted."""
-    return sorted(store.list_folders("releases/"))
+    """Return the names of all releases, sorted; a folder whose name can be none is skipped with a warning."""
+    folders = sorted(store.list_folders("releases/"))
+    for folder in folders:
+        if not is_name(folder):
+            _log.warning("%s/releases/%s/: skipped, its name can be no release's", store.url.rstrip("/"), folder[:80])
+    return [folder for folder in folders if is_name(folder)]
 
 
 def serving(history: Mapping[int, Release]) -> str | None:

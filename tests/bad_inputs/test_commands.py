@@ -72,6 +72,8 @@ USAGE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("compare", "../x", RUN), "run id: expected the form"),
     (("ls", "--limit", "0"), "'--limit'"),
     (("ls", "--since", "yesterday"), "--since"),
+    (("ls", "--since", "20261340"), "--since"),
+    (("ls", "--since", "20261125T25"), "--since"),
     (("gc", "--keep", "-1"), "'--keep'"),
     (("lineage", "../../etc"), "expected"),
     (("verify", "/etc/passwd"), "expected"),

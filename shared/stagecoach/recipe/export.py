@@ -15,6 +15,7 @@ from stagecoach.paths import validate_name
 from stagecoach.recipe.base import Section, placement, result
 
 _REPO = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,95}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_BRANCH = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._/+@=-]{0,199}")
 
 
 class PushConfig(Section):
@@ -30,6 +31,16 @@ class PushConfig(Section):
     """Make a new repository private; an existing one is left as it is."""
     commit_message: str = placement("")
     """Message of the commit; empty names the run and the iteration."""
+
+    @field_validator("branch")
+    @classmethod
+    def _valid_branch(cls, branch: str) -> str:
+        parts = branch.split("/")
+        if not _BRANCH.fullmatch(branch) or ".." in branch or branch.startswith("refs/") or branch == "HEAD":
+            raise ValueError(f"expected a branch such as main or nightly/v2, got {branch[:120]!r}")
+        if any(not part or part.startswith(".") or part.endswith((".", ".lock")) for part in parts):
+            raise ValueError(f"expected a branch that git takes (no part begins with '.'), got {branch[:120]!r}")
+        return branch
 
     @field_validator("repo")
     @classmethod

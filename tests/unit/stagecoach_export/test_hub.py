@@ -132,3 +132,16 @@ class TestRecord:
     def test_without_push_nothing_happens(self, server: Hub, exported: Input) -> None:
         run.finish(ExportConfig(), exported, exported.store)
         assert server.repos == {}
+
+
+@pytest.mark.parametrize(
+    "branch", ["", "../x", "a b", "refs/pr/1", "a//b", "/a", "a/", ".a", "a.lock", "-a", "HEAD", "a..b", "a@{b"]
+)
+def test_a_branch_that_git_or_the_hub_would_refuse_is_refused_with_the_recipe(branch: str) -> None:
+    with pytest.raises(ValueError, match="expected a branch"):
+        PushConfig(repo="team/model", branch=branch)
+
+
+@pytest.mark.parametrize("branch", ["main", "nightly/v2", "v1.0", "a_b-c+d@e"])
+def test_a_branch_that_git_takes_is_taken(branch: str) -> None:
+    assert PushConfig(repo="team/model", branch=branch).branch == branch

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stagecoach.errors import ConfigError, MissingInputError, UnavailableError
+from stagecoach.errors import ConfigError, CorruptObjectError, MissingInputError, UnavailableError
+from stagecoach.paths import release_prefix
 from stagecoach.plan_file import Plan
+from stagecoach.records import last_number
 from stagecoach.releases import Release, append_release, check_export, read_releases, release_names, serving
 from stagecoach.storage.base import ObjectStore
 
@@ -20,8 +22,10 @@ class ReleaseRow:
     """Number of the newest record."""
     export: str | None
     outcome: str
-    """Of the newest record."""
-    unix_seconds: float
+    """Of the newest record; ``unreadable`` if one of the history is damaged, as then nobody knows what serves."""
+    unix_seconds: float | None
+    problem: str | None = None
+    """What is damaged, in a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +47,21 @@ def list_releases(store: ObjectStore) -> list[ReleaseRow]:
     """Return what serves under each name, and what happened last."""
     rows = []
     for name in release_names(store):
-        history = read_releases(store, name)
+        try:
+            history = read_releases(store, name)
+        except CorruptObjectError as error:
+            number = last_number(store, release_prefix(name))
+            rows.append(
+                ReleaseRow(
+                    name=name,
+                    number=number,
+                    export=None,
+                    outcome="unreadable",
+                    unix_seconds=None,
+                    problem=str(error),
+                )
+            )
+            continue
         if history:
             number = max(history)
             rows.append(

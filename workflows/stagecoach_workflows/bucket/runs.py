@@ -26,13 +26,15 @@ class RunRow:
     run_id: str
     recipe: str
     state: str
-    """``succeeded``, ``failed``, ``running`` (a task has started and not ended), ``planned``, or ``unreadable`` (its plan is)."""
+    """``succeeded``, ``failed``, ``running`` (a task has not ended), ``planned``, ``unreadable`` (see ``problem``)."""
     step: int | None
     """Last training step, once ``train`` has finished."""
     loss: float | None
     """Training loss of that step."""
     age_seconds: float
     """Seconds since the plan was made."""
+    problem: str | None = None
+    """What is damaged, in a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,11 +62,22 @@ def list_runs(store: ObjectStore, limit: int = 50, since: str = "") -> list[RunR
         limit: Most rows to return; the others are not read, so that ten thousand runs cost one listing.
         since: Leave out runs whose id (which begins with UTC time) is below this text.
     """
-    if not re.fullmatch(r"(?:\d{4,8}(?:T\d{0,6}Z?)?)?", since):
+    if since and not _is_time(since):
         raise ConfigError(f"--since: expected a UTC time such as 20261125 or 20261125T0130, got {since[:80]!r}")
     run_ids = [run_id for run_id in newest_run_ids(store) if run_id >= since][:limit]
     with ThreadPoolExecutor(_READERS) as pool:
         return [row for row in pool.map(lambda run_id: _row(store, run_id), run_ids) if row is not None]
+
+
+def _is_time(text: str) -> bool:
+    """Say whether a text is the beginning of a UTC time as run ids have it, cut behind a year, month, day or so on."""
+    if not re.fullmatch(r"\d{4}(?:\d{2}(?:\d{2}(?:T(?:\d{2}){0,3})?)?)?|\d{8}T\d{6}Z", text, re.ASCII):
+        return False
+    try:
+        datetime.strptime(text + "00000101T000000Z"[len(text) :], "%Y%m%dT%H%M%SZ")
+    except ValueError:
+        return False
+    return True
 
 
 def newest_run_ids(store: ObjectStore) -> list[str]:
@@ -143,18 +156,29 @@ def _row(store: ObjectStore, run_id: str) -> RunRow | None:
         plan = read_plan(store, run_id)
     except MissingInputError:
         return None  # a folder under runs/ without a plan is no run
-    except CorruptObjectError:
+    except CorruptObjectError as error:
         began = datetime.strptime(run_id.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-        age_seconds = max(0.0, time.time() - began.timestamp())
-        return RunRow(run_id=run_id, recipe="?", state="unreadable", step=None, loss=None, age_seconds=age_seconds)
-    step, loss = _training(store, plan)
+        return _unreadable(run_id, "?", began.timestamp(), error)
+    recipe = str(plan.recipe.get("name", "?"))
+    try:
+        step, loss = _training(store, plan)
+        state = state_of(store, plan)
+    except CorruptObjectError as error:
+        return _unreadable(run_id, recipe, plan.created_unix_seconds, error)
+    age_seconds = max(0.0, time.time() - plan.created_unix_seconds)
+    return RunRow(run_id=run_id, recipe=recipe, state=state, step=step, loss=loss, age_seconds=age_seconds)
+
+
+def _unreadable(run_id: str, recipe: str, began_unix_seconds: float, error: CorruptObjectError) -> RunRow:
+    age_seconds = max(0.0, time.time() - began_unix_seconds)
     return RunRow(
         run_id=run_id,
-        recipe=str(plan.recipe.get("name", "?")),
-        state=state_of(store, plan),
-        step=step,
-        loss=loss,
-        age_seconds=max(0.0, time.time() - plan.created_unix_seconds),
+        recipe=recipe,
+        state="unreadable",
+        step=None,
+        loss=None,
+        age_seconds=age_seconds,
+        problem=str(error),
     )
 
 

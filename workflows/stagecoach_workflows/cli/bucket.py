@@ -42,6 +42,9 @@ def list_runs(
         ("run", "recipe", "state", "step", "loss", "age"),
         [(row.run_id, row.recipe, row.state, row.step, _number(row.loss), _age(row.age_seconds)) for row in rows],
     )
+    for row in rows:
+        if row.problem:
+            typer.echo(f"{row.run_id}: {row.problem}")
 
 
 def show(run_id: options.RunArgument, store: options.Store = "", json_output: AsJson = False) -> None:
@@ -100,14 +103,18 @@ def compare(
 ) -> None:
     """Show side by side every recipe field, key and measured value in which two runs differ."""
     from stagecoach_workflows.bucket import runs
+    from stagecoach_workflows.output_file import check_output_file, write_output_file
 
+    if page is not None:
+        check_output_file(page, "--page")
     opened = open_bucket(store)
     rows = runs.compare_runs(opened, first, second)
     if page is not None:
         from stagecoach_workflows.report.compare_page import compare_page
         from stagecoach_workflows.report.facts import gather
 
-        page.write_bytes(compare_page(gather(opened, first), gather(opened, second), rows))
+        html = compare_page(gather(opened, first), gather(opened, second), rows)
+        write_output_file(page, html, "--page")
     if json_output:
         echo_json([{"name": name, "first": left, "second": right} for name, left, right in rows])
         return

@@ -33,9 +33,16 @@ def report(
     price: Price = None,
 ) -> None:
     """Write the report of a run as one HTML page without script: curves, cost, data, origin, answers."""
+    from stagecoach.errors import ConfigError
+    from stagecoach_workflows.output_file import check_output_file, write_output_file
     from stagecoach_workflows.report.facts import gather
     from stagecoach_workflows.report.page import run_page
 
+    if price is not None and not 0 <= price < float("inf"):
+        raise ConfigError(f"--price: expected dollars for an hour of one GPU, 0 or more, got {price}")
+    if output is not None:
+        check_output_file(output, "--output")
+    opened = open_bucket(store)
     file = output or Path(f"report-{run_id}.html")
-    file.write_bytes(run_page(gather(open_bucket(store), run_id, price)))
+    write_output_file(file, run_page(gather(opened, run_id, price)), "--output")
     typer.echo(str(file))

@@ -25,7 +25,8 @@ def releases(
     json_output: AsJson = False,
 ) -> None:
     """Show what is released under each name, or the whole history of one."""
-    from stagecoach.releases import read_releases
+    from stagecoach.errors import MissingInputError
+    from stagecoach.releases import read_releases, release_names
     from stagecoach_workflows.bucket import releases as bucket
     from stagecoach_workflows.bucket.runs import utc
 
@@ -37,10 +38,19 @@ def releases(
             return
         echo_table(
             ("release", "number", "last", "at", "serves"),
-            [(row.name, row.number, row.outcome, utc(row.unix_seconds), row.export) for row in rows],
+            [
+                (row.name, row.number, row.outcome, row.unix_seconds and utc(row.unix_seconds), row.export)
+                for row in rows
+            ],
         )
+        for row in rows:
+            if row.problem:
+                typer.echo(f"release {row.name}: {row.problem}")
         return
     history = read_releases(opened, name)
+    if not history:
+        known = ", ".join(release_names(opened)) or "none"
+        raise MissingInputError(f"release {name}: nothing was ever offered under this name (releases there: {known})")
     if json_output:
         echo_json([{"number": number, **release.model_dump(mode="json")} for number, release in history.items()])
         return

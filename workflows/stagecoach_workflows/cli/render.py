@@ -45,6 +45,7 @@ def render(
     """Write the WorkflowTemplate of a recipe as YAML, or the batch scripts of a SLURM cluster and their submit.sh."""
     from stagecoach.errors import ConfigError
     from stagecoach_workflows.deployment import load_deployment
+    from stagecoach_workflows.output_file import write_output_file
     from stagecoach_workflows.recipes_shipped import load_recipe, shipped_names
     from stagecoach_workflows.render import alias_document, cron_document, template_document, to_yaml
 
@@ -64,10 +65,13 @@ def render(
         return
     if every:
         folder = output or _RENDERED
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--output: expected a folder, cannot make {folder}: {error.strerror}") from error
         for name in shipped_names():
             text = to_yaml([template_document(load_recipe(name), cluster)])
-            (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+            write_output_file(folder / f"{name}.yaml", text.encode(), "--output")
         return
     loaded = load_recipe(recipe, settings or ())
     documents = [template_document(loaded, cluster)]
@@ -78,4 +82,4 @@ def render(
     if output is None:
         typer.echo(to_yaml(documents), nl=False)
     else:
-        output.write_text(to_yaml(documents), encoding="utf-8")
+        write_output_file(output, to_yaml(documents).encode(), "--output")

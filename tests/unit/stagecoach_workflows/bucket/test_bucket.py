@@ -328,3 +328,31 @@ def test_gc_deletes_nothing_when_the_store_does_not_let_it_read_a_plan(
 def test_a_plan_that_cannot_be_read_is_listed_as_that(store: ObjectStore) -> None:
     store.put(plan_key(NEW_RUN), b"{")
     assert [(row.run_id, row.state) for row in list_runs(store)] == [(NEW_RUN, "unreadable")]
+
+
+@pytest.mark.parametrize(
+    "key", [f"runs/{NEW_RUN}/finished/0001.json", f"runs/{NEW_RUN}/train/0001.json", "trained/m-00ff/manifest.json"]
+)
+def test_one_damaged_record_does_not_hide_the_other_runs(
+    directory: LocalStore, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    _plan(directory, OLD_RUN, pack="packed/m-00ff/")
+    _plan(directory, NEW_RUN, train="trained/m-00ff/")
+    directory.put(key, b"bad")
+    assert [(row.run_id, row.recipe, row.state) for row in list_runs(directory)] == [
+        (NEW_RUN, "tiny", "unreadable"),
+        (OLD_RUN, "tiny", "planned"),
+    ]
+    assert app(["ls", "--store", directory.url]) == 0
+    assert f"{NEW_RUN}: {directory.url}/{key}: " in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_release_is_skipped_with_a_warning(
+    directory: LocalStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _output(directory, tmp_path, "exports/m-2/")
+    append_release(directory, "chat", {}, Release(outcome="promoted", candidate="exports/m-2/", export="exports/m-2/"))
+    directory.put("releases/JUNK/0001.json", b"{}")
+    assert set(plan_gc(directory, keep_runs=0, now_unix_seconds=_later()).kept) == {"exports/m-2/"}
+    assert "releases/JUNK/: skipped" in caplog.text
+    assert app(["releases", "--store", directory.url]) == 0

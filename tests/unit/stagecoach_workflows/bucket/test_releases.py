@@ -135,3 +135,17 @@ def test_the_commands(tmp_path_factory: pytest.TempPathFactory, capsys: pytest.C
     history = json.loads(capsys.readouterr().out)
     assert [row["outcome"] for row in history] == ["promoted", "promoted", "refused", "rolled back"]
     assert app(["rollback", "chat", "--to", "7", "--store", str(folder)]) == 66
+
+
+def test_one_damaged_release_does_not_hide_the_others(
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("store")
+    store = LocalStore(folder)
+    three_releases(store)
+    store.put("releases/other/0004.json", b"bad")
+    rows = [(row.name, row.number, row.outcome, row.export) for row in list_releases(store)]
+    assert rows == [("chat", 3, "refused", B), ("other", 4, "unreadable", None)]
+    assert app(["releases", "--store", str(folder)]) == 0
+    assert f"release other: {store.url}/releases/other/0004.json: " in capsys.readouterr().out
+    assert app(["releases", "nobody", "--store", str(folder)]) == 66
