@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stagecoach.architectures.hf_config import with_both_spellings
-from stagecoach.architectures.registry import ModelSpec
+from stagecoach.architectures.registry import FAMILIES, ModelSpec
 from stagecoach.errors import DataError
 
 
@@ -60,6 +60,9 @@ def model_config(base: Mapping[str, Any], spec: ModelSpec, special: Mapping[str,
     # It would send readers to the base model's repository; auto_map to code there.
     for key in ("_name_or_path", "auto_map"):
         config.pop(key, None)
+    # The oldest conversions leave one of them out or spell it in another way; llama.cpp and vLLM choose by them.
+    config["model_type"] = spec.family
+    config["architectures"] = [FAMILIES[spec.family].hf_class]
     config["vocab_size"] = spec.vocab_size
     config["tie_word_embeddings"] = spec.tied_embeddings
     if "eos" in special:

@@ -117,6 +117,19 @@ class TestConfigs:
         del expected["_name_or_path"]
         assert written == expected
 
+    @pytest.mark.parametrize(
+        "names",
+        [
+            {"model_type": "mistral"},
+            {"architectures": ["MistralForCausalLM"]},
+            {"model_type": "mistral", "architectures": ["Old"]},
+        ],
+    )
+    def test_family_and_class_are_always_said(self, tmp_path: Path, names: dict[str, Any]) -> None:
+        base = {key: value for key, value in MISTRAL.items() if key not in ("model_type", "architectures")} | names
+        written = _json(Made(tmp_path, base).export(), "config.json")
+        assert (written["model_type"], written["architectures"]) == ("mistral", ["MistralForCausalLM"])
+
     def test_generation_stops_at_both_ends(self, tmp_path: Path) -> None:
         base = {"generation_config.json": b'{"eos_token_id": [2, 5], "temperature": 0.6, "_from_model_config": true}'}
         written = _json(Made(tmp_path, more_files=base).export(), "generation_config.json")
