@@ -46,32 +46,38 @@ def detect_format(row: Any, columns: Mapping[str, str]) -> RowFormat:
     Raises:
         RowProblem: None of the known ones.
     """
-    if isinstance(row, dict):
-        present = {name for name in _TURN_COLUMNS if isinstance(row.get(columns.get(name, name)), list)}
-        for name in sorted(present, key=_TURN_COLUMNS.index):
-            turns = row[columns.get(name, name)]
-            first = next((turn for turn in turns if isinstance(turn, dict)), {})
-            if "from" in first:
-                return "sharegpt"
-            if "role" in first:
-                return "messages"
-            if "input" in first:
-                return "input_output"
-        keys = {
-            standard
-            for standard in ("instruction", "output", "prompt", "completion", "question", "response")
-            if columns.get(standard, standard) in row
-        }
-        if {"instruction", "output"} <= keys:
-            return "alpaca"
-        if {"prompt", "completion"} <= keys:
-            return "prompt_completion"
-        if {"question", "response"} <= keys:
-            return "openorca"
-        texts = row.get(columns.get("data", "data"))
-        if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
-            return "alternating"
-    raise _unknown_schema(row, columns)
+    row_format = _schema_of(row, columns) if isinstance(row, dict) else None
+    if row_format is None:
+        raise _unknown_schema(row, columns)
+    return row_format
+
+
+def _schema_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> RowFormat | None:
+    present = {name for name in _TURN_COLUMNS if isinstance(row.get(columns.get(name, name)), list)}
+    for name in sorted(present, key=_TURN_COLUMNS.index):
+        turns = row[columns.get(name, name)]
+        first = next((turn for turn in turns if isinstance(turn, dict)), {})
+        if "from" in first:
+            return "sharegpt"
+        if "role" in first:
+            return "messages"
+        if "input" in first:
+            return "input_output"
+    keys = {
+        standard
+        for standard in ("instruction", "output", "prompt", "completion", "question", "response")
+        if columns.get(standard, standard) in row
+    }
+    if {"instruction", "output"} <= keys:
+        return "alpaca"
+    if {"prompt", "completion"} <= keys:
+        return "prompt_completion"
+    if {"question", "response"} <= keys:
+        return "openorca"
+    texts = row.get(columns.get("data", "data"))
+    if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+        return "alternating"
+    return None
 
 
 def _unknown_schema(row: Any, columns: Mapping[str, str]) -> RowProblem:
@@ -100,10 +106,9 @@ def _unknown_schema(row: Any, columns: Mapping[str, str]) -> RowProblem:
 
 def _has_schema(row: Any, columns: Mapping[str, str]) -> bool:
     """Tell whether an object inside a row is a conversation itself."""
-    try:
-        return isinstance(row, dict) and bool(detect_format(row, columns))
-    except RowProblem as problem:
-        return problem.reason == "empty conversation"
+    if not isinstance(row, dict):
+        return False
+    return bool(_schema_of(row, columns)) or any(row.get(columns.get(name, name)) == [] for name in _TURN_COLUMNS)
 
 
 def _not_an_object(row: Any) -> RowProblem:

@@ -225,6 +225,14 @@ def test_an_unknown_field_may_be_dropped_by_name() -> None:
     assert turns(row, ignore_fields=("timestamp",)) == [("user", "u")]
 
 
+def test_a_first_row_of_many_lists_in_each_other_is_a_problem_as_others_are() -> None:
+    row: dict[str, Any] = {"a": 1}
+    for _ in range(2000):
+        row = {"a": [row]}
+    with pytest.raises(RowProblem, match="expected one of the schemas"):
+        detect_format(row, {})
+
+
 def test_the_schema_of_the_first_row_is_required_of_the_others() -> None:
     reader = RowReader(DataSource(name="s", source=EmbeddedSource()), "messages")
     with pytest.raises(RowProblem, match=r"messages: expected a list of \{role, content\} .* as in the first row"):
