@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -15,21 +14,12 @@ import numpy as np
 import pytest
 
 from stagecoach.errors import DataError
-from stagecoach.formats.tensor_file import Array
 from stagecoach.outputs import Input
 from stagecoach.storage.memory import MemoryStore
 from tests.tiny_models import CONFIGS, Pipeline, hub_arrays, hub_directory, native_arrays, tokenizer_directory
+from tests.unit.stagecoach_convert.original_checkpoints import CONFIG, original_files, torch_bytes
 
 torch = pytest.importorskip("torch")
-
-CONFIG: dict[str, Any] = {**CONFIGS["mistral"], "num_hidden_layers": 4}
-HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
-
-
-def _bytes(content: Any) -> bytes:
-    stream = io.BytesIO()
-    torch.save(content, stream)
-    return stream.getvalue()
 
 
 def _state(config: dict[str, Any] = CONFIG) -> dict[str, Any]:
@@ -84,7 +74,7 @@ CONTENTS: dict[str, tuple[Callable[[], Any], str]] = {
 class TestBin:
     def test_one_file(self, tmp_path: Path) -> None:
         expected = _convert(tmp_path / "a", hub_directory(CONFIG)).read_bytes("model.safetensors")
-        files = {"config.json": json.dumps(CONFIG).encode(), "pytorch_model.bin": _bytes(_state())}
+        files = {"config.json": json.dumps(CONFIG).encode(), "pytorch_model.bin": torch_bytes(_state())}
         assert _convert(tmp_path / "b", files).read_bytes("model.safetensors") == expected
 
     def test_several_files(self, tmp_path: Path) -> None:
@@ -92,7 +82,7 @@ class TestBin:
         state = _state()
         weight_map = {name: f"pytorch_model-0000{1 + at % 2}-of-00002.bin" for at, name in enumerate(state)}
         files = {
-            file: _bytes({name: tensor for name, tensor in state.items() if weight_map[name] == file})
+            file: torch_bytes({name: tensor for name, tensor in state.items() if weight_map[name] == file})
             for file in set(weight_map.values())
         }
         files["pytorch_model.bin.index.json"] = json.dumps({"weight_map": weight_map}).encode()
@@ -105,115 +95,9 @@ class TestBin:
     def test_what_is_no_dictionary_of_tensors_is_refused(
         self, tmp_path: Path, content: Callable[[], Any], message: str
     ) -> None:
-        files = {"config.json": json.dumps(CONFIG).encode(), "pytorch_model.bin": _bytes(content())}
+        files = {"config.json": json.dumps(CONFIG).encode(), "pytorch_model.bin": torch_bytes(content())}
         with pytest.raises(DataError, match=f"pytorch_model.bin: expected .*{message}"):
             _convert(tmp_path, files)
-
-
-def interleaved(rows: Array, num_heads: int) -> Array:
-    """Half-split rows of each head -> the original's adjacent pairs, as its own converter did it."""
-    heads = torch.from_numpy(rows.copy()).view(num_heads, 2, HEAD_DIM // 2, rows.shape[1])
-    flat: Array = heads.transpose(1, 2).reshape(rows.shape).numpy()
-    return flat
-
-
-def original_layer(hub: dict[str, Array], layer: int) -> dict[str, Array]:
-    """One layer in the original's layout, before it is cut."""
-    prefix = f"model.layers.{layer}."
-    q = interleaved(hub[f"{prefix}self_attn.q_proj.weight"], HEADS)
-    k = interleaved(hub[f"{prefix}self_attn.k_proj.weight"], KV_HEADS)
-    v = hub[f"{prefix}self_attn.v_proj.weight"]
-    group = HEADS // KV_HEADS * HEAD_DIM
-    qkv = [
-        part
-        for g in range(KV_HEADS)
-        for part in (q[g * group : (g + 1) * group], k[g * 8 : (g + 1) * 8], v[g * 8 : (g + 1) * 8])
-    ]
-    return {
-        "attention.query_key_value.weight": np.concatenate(qkv),
-        "attention.dense.weight": hub[f"{prefix}self_attn.o_proj.weight"],
-        "input_layernorm.weight": hub[f"{prefix}input_layernorm.weight"],
-        "post_attention_layernorm.weight": hub[f"{prefix}post_attention_layernorm.weight"],
-        "mlp.dense_h_to_4h.weight": np.concatenate(
-            [hub[f"{prefix}mlp.up_proj.weight"], hub[f"{prefix}mlp.gate_proj.weight"]]
-        ),
-        "mlp.dense_4h_to_h.weight": hub[f"{prefix}mlp.down_proj.weight"],
-    }
-
-
-def cut_layer(name: str, array: Array, tp: int, rank: int) -> Array:
-    """One tensor rank's part."""
-    if name.endswith("layernorm.weight"):
-        return array
-    if name in ("attention.dense.weight", "mlp.dense_4h_to_h.weight"):
-        return np.split(array, tp, axis=1)[rank]
-    if name == "mlp.dense_h_to_4h.weight":
-        up, gate = np.split(array, 2)
-        return np.concatenate([np.split(up, tp)[rank], np.split(gate, tp)[rank]])
-    return np.split(array, tp)[rank]
-
-
-def original_files(
-    tp: int,
-    pp: int,
-    *,
-    nested: bool,
-    iteration: str = "release",
-    padded: int = 384,
-    tied: bool = False,
-    change: Callable[[dict[str, Any], int, int], object] = lambda model, rank, stage: None,
-) -> dict[str, bytes]:
-    """The rank files of one checkpoint; vocabulary padded, layers numbered from 0 on each stage.
-
-    ``change`` may do something to a rank's model, given tensor rank and stage.
-    """
-    hub = hub_arrays({**CONFIG, "tie_word_embeddings": tied})
-    vocab = {
-        name: np.concatenate([hub[name], np.repeat(hub[name][-1:], padded - 320, 0)])
-        for name in ("model.embed_tokens.weight", "lm_head.weight")[: 1 if tied else 2]
-    }
-    arguments = argparse.Namespace(
-        num_layers=4,
-        hidden_size=32,
-        ffn_hidden_size=48,
-        num_attention_heads=4,
-        num_attention_heads_kv=2,
-        max_position_embeddings=128,
-        layernorm_epsilon=1e-5,
-        rope_theta=10_000.0,
-        sliding_window_size=8,
-        tie_embed_logits=tied,
-        params_dtype=torch.float32,
-    )
-    files = {"latest_checkpointed_iteration.txt": iteration.removeprefix("iter_").lstrip("0").encode()}
-    block, attention = ("encoder", "self_attention.") if nested else ("transformer", "attention.")
-    for stage in range(pp):
-        for rank in range(tp):
-            layers: dict[str, Any] = {}
-            for local in range(4 // pp):
-                for name, array in original_layer(hub, stage * (4 // pp) + local).items():
-                    part = torch.from_numpy(cut_layer(name, array, tp, rank).copy())
-                    renamed = name.replace("attention.", attention, 1) if name.startswith("attention.") else name
-                    layers[f"layers.{local}.{renamed}"] = part
-            language_model: dict[str, Any] = {block: layers}
-            if stage == 0:
-                words = torch.from_numpy(np.split(vocab["model.embed_tokens.weight"], tp)[rank].copy())
-                language_model["embedding"] = (
-                    {"word_embeddings": {"weight": words}} if nested else {"word_embeddings.weight": words}
-                )
-            if stage == pp - 1:
-                layers["final_layernorm.weight"] = torch.from_numpy(hub["model.norm.weight"].copy())
-                if not tied:
-                    language_model["lm_head"] = torch.from_numpy(np.split(vocab["lm_head.weight"], tp)[rank].copy())
-            folder = f"mp_rank_{rank:02d}" + (f"_{stage:03d}" if pp > 1 else "")
-            content = {"iteration": iteration, "checkpoint_version": 3.0, "args": arguments}
-            model: dict[str, Any] = {"language_model": language_model}
-            if tied and pp > 1 and stage == pp - 1:
-                copy = torch.from_numpy(np.split(vocab["model.embed_tokens.weight"], tp)[rank].copy())
-                model["word_embeddings_for_head"] = {"weight": copy}
-            change(model, rank, stage)
-            files[f"{iteration}/{folder}/model_optim_rng.pt"] = _bytes({**content, "model": model})
-    return files
 
 
 _DENSE = "layers.1.attention.dense.weight"
@@ -315,14 +199,14 @@ class TestOriginalSystem:
     def test_what_is_no_checkpoint_is_refused(
         self, tmp_path: Path, content: Callable[[], Any], message: str, has_config: bool
     ) -> None:
-        files = {"release/mp_rank_00/model_optim_rng.pt": _bytes(content())}
+        files = {"release/mp_rank_00/model_optim_rng.pt": torch_bytes(content())}
         if has_config:
             files["config.json"] = json.dumps(CONFIG).encode()
         with pytest.raises(DataError, match=message):
             _convert(tmp_path, files, _trained_tokenizer())
 
     def test_no_arguments_and_no_config_is_refused(self, tmp_path: Path) -> None:
-        files = {"release/mp_rank_00/model_optim_rng.pt": _bytes({"model": {}, "args": {"num_layers": 4}})}
+        files = {"release/mp_rank_00/model_optim_rng.pt": torch_bytes({"model": {}, "args": {"num_layers": 4}})}
         with pytest.raises(DataError, match=r"under args, got dict; put the model's config\.json beside it"):
             _convert(tmp_path, files, _trained_tokenizer())
 
@@ -389,17 +273,17 @@ class TestExploits:
     def test_is_refused(self, tmp_path: Path, kind: str) -> None:
         exploit = Exploit(tmp_path / "owned")
         if kind == "bin":
-            content = _bytes({**_state(), "model.norm.weight": exploit})
+            content = torch_bytes({**_state(), "model.norm.weight": exploit})
             files = {"config.json": json.dumps(CONFIG).encode(), "pytorch_model.bin": content}
         else:
             files = {
                 **original_files(1, 1, nested=True),
-                "release/mp_rank_00/model_optim_rng.pt": _bytes({"args": exploit}),
+                "release/mp_rank_00/model_optim_rng.pt": torch_bytes({"args": exploit}),
             }
         with pytest.raises(DataError, match=r"asks for posix\.system"):
             _convert(tmp_path, files, _trained_tokenizer())
         assert not exploit.target.exists()
-        torch.load(io.BytesIO(_bytes(exploit)), weights_only=False)
+        torch.load(io.BytesIO(torch_bytes(exploit)), weights_only=False)
         assert exploit.target.exists()  # else the test would prove nothing
 
 
