@@ -99,7 +99,7 @@ def roll_back(store: ObjectStore, name: str, to: int | None, reason: str) -> tup
     Args:
         store: The bucket.
         name: The release.
-        to: Number of the record whose export shall serve; None takes the promoted export before the current one.
+        to: Number of the record whose export shall serve; None takes what served before the export that serves now.
         reason: Why, for the record.
 
     Raises:

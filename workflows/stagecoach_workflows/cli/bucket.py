@@ -161,13 +161,14 @@ def verify(
     opened = open_bucket(store)
     folders = [output_folder(opened, name) for name in outputs or ()]
     found = verify_folders(opened, folders) if folders else verify_store(opened)
+    if found.unfinished:
+        unchecked = f"{len(found.unfinished)} without a manifest, not checked: {', '.join(found.unfinished)}"
+        typer.echo(unchecked, err=json_output)
     if json_output:
         echo_json([asdict(problem) for problem in found.problems])
     else:
         for problem in found.problems:
             typer.echo(f"{problem.prefix}{problem.name}: {problem.sentence}")
-        if found.unfinished:
-            typer.echo(f"{len(found.unfinished)} without a manifest, not checked: {', '.join(found.unfinished)}")
         typer.echo(
             f"{found.num_outputs} outputs, {found.num_checkpoints} checkpoints and {found.num_records} records read,"
             f" {len(found.problems)} objects differ"

@@ -99,6 +99,15 @@ def test_a_damaged_object_is_named_those_of_checkpoints_too(
     assert says(store, capsys, TRAINED)[0] == (0 if prefix == EXPORT else 79)
 
 
+def test_json_holds_problems_alone_and_what_was_not_checked_is_said_beside_it(
+    store: LocalStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app(["verify", "--store", store.url, "--json"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out) == []
+    assert output.err == "1 without a manifest, not checked: packed/m-3/\n"
+
+
 def test_a_release_whose_export_is_gone_or_another_is_named(
     store: LocalStore, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
