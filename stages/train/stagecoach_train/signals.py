@@ -22,6 +22,8 @@ from stagecoach.errors import ConfigError, InterruptedWithProgress
 
 DEADLINE_MARGIN_SECONDS = 30.0
 EXPENDABLE_GRACE_SECONDS = 4.0
+SAME_STOP_SECONDS = 0.2
+"""Ctrl-C gives ranks SIGINT, and the launcher, which gets it too, sends them SIGTERM: signals so close are one stop."""
 _EXIT_CODE = InterruptedWithProgress.exit_code
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -99,8 +101,8 @@ class StopRequest:
                 kubelet each send one, is then ignored: it would put 143 in the place of the exit code that says what
                 was saved.
 
-        A SIGINT that comes after another signal is a person who does not want to wait: it ends the process at once, as
-        what is half-written is trusted by nobody.
+        A SIGINT that comes after another signal, and not together with it, is a person who does not want to wait: it
+        ends the process at once, as what is half-written is trusted by nobody.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -134,14 +136,16 @@ class StopRequest:
         self.request(f"{signal.Signals(number).name} arrived")
 
     def _watch(self, receiving: int, exit_now: Callable[[int], None]) -> None:
-        num_signals = 0
+        first_seconds: float | None = None
         while data := os.read(receiving, 64):
             stopping = [number for number in data if number in _SIGNALS]
             if not stopping:
                 continue
-            if signal.SIGINT in stopping[0 if num_signals else 1 :]:
+            now_seconds = time.monotonic()
+            if first_seconds is None:
+                first_seconds = now_seconds
+            if signal.SIGINT in stopping and now_seconds - first_seconds >= SAME_STOP_SECONDS:
                 exit_now(_EXIT_CODE)
-            num_signals += len(stopping)
             self.request(f"{signal.Signals(stopping[0]).name} arrived")
             limit_seconds = time.monotonic() + EXPENDABLE_GRACE_SECONDS
             while self.expendable and time.monotonic() < limit_seconds and not self._left.wait(0.05):

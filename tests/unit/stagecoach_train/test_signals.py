@@ -79,6 +79,7 @@ class TestSignals:
         program = (
             "import os, signal, time; from stagecoach_train.signals import StopRequest; stop = StopRequest()\n"
             "def again():\n"
+            "    time.sleep(0.5)\n"
             "    os.kill(os.getpid(), signal.SIGINT)\n"
             "    time.sleep(30)\n"
             "with stop.listening(ends_process=True):\n"
@@ -88,6 +89,22 @@ class TestSignals:
             "again()"
         )
         assert subprocess.run([sys.executable, "-c", program], check=False, timeout=25).returncode == 75
+
+    def test_signals_that_come_together_are_one_stop(self) -> None:
+        """Ctrl-C reaches a rank as SIGINT and, by its launcher, as SIGTERM; a busy machine delivers both at once."""
+        program = (
+            "import os, signal, time; from stagecoach_train.signals import StopRequest; stop = StopRequest()\n"
+            "numbers = {signal.SIGINT, signal.SIGTERM}\n"
+            "with stop.listening():\n"
+            "    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)\n"
+            "    for number in numbers: os.kill(os.getpid(), number)\n"
+            "    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)\n"
+            "    time.sleep(0.5)\n"
+            "    print(stop.reason is not None)"
+        )
+        for _ in range(5):
+            ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60)
+            assert (ended.returncode, ended.stdout) == (0, b"True\n"), ended.stderr
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_handlers_come_back_where_no_signal_came(self, number: signal.Signals) -> None:
