@@ -5,6 +5,7 @@ and a set of digests.
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import tempfile
 from pathlib import Path
@@ -16,6 +17,20 @@ import numpy.typing as npt
 _STRUCT_CODES = {"<u8": "Q", "<u4": "I", "<u2": "H", "|V16": "16s"}
 _BUFFER_BYTES = 1 << 18
 _FIRST_SLOTS = 1 << 16
+
+
+def make_room(descriptor: int, size_bytes: int) -> None:
+    """Give a file so many bytes, which the disk has then set aside.
+
+    Mapped memory of a file that only says that it is so long ends the process by SIGBUS where the disk is full.
+
+    Raises:
+        OSError: The disk has no room, which is a fault that passes.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    else:  # macOS
+        os.truncate(descriptor, size_bytes)
 
 
 class RecordFile:
@@ -91,7 +106,7 @@ class DigestSet:
     def _open(self, slots: int) -> None:
         self._slots = slots
         with tempfile.TemporaryFile(dir=self._folder) as file:
-            file.truncate(16 * slots)
+            make_room(file.fileno(), 16 * slots)
             self._map = mmap.mmap(file.fileno(), 16 * slots)
         self._table = memoryview(self._map).cast("Q")
 

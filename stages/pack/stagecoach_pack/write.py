@@ -15,6 +15,7 @@ from stagecoach.outputs import Output
 from stagecoach.recipe.pack import PackConfig
 from stagecoach_pack.documents import DocumentStore
 from stagecoach_pack.packing import plan_packs
+from stagecoach_pack.scratch import make_room
 from stagecoach_pack.spool import Spool
 
 _RECORDS_AT_ONCE = 1 << 16
@@ -105,7 +106,9 @@ def _mapped_records(path: Path, number: int) -> npt.NDArray[Any]:
     """Return room for DOCUMENT records in a file without a name, so that they take no memory of the process."""
     if number == 0:
         return np.zeros(0, DOCUMENT)
-    mapped = np.memmap(path, DOCUMENT, "w+", shape=(number,)).view(np.ndarray)
+    with open(path, "w+b") as file:
+        make_room(file.fileno(), number * DOCUMENT.itemsize)
+        mapped = np.memmap(file, DOCUMENT, "r+", shape=(number,)).view(np.ndarray)
     path.unlink()
     return mapped
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagecoach_pack.scratch import DigestSet, RecordFile
+from stagecoach_pack.scratch import DigestSet, RecordFile, make_room
+from stagecoach_pack.write import _mapped_records
 
 RECORD = np.dtype([("a", "<u8"), ("b", "<u4"), ("c", "V16"), ("d", "<u2")])
 
@@ -36,6 +40,26 @@ def test_a_digest_is_new_once_however_many_there_are(tmp_path: Path) -> None:
     assert not any(seen.add(digest) for digest in digests)
     seen.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_is_an_error_before_a_file_is_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError, match="No space"):
+        DigestSet(tmp_path)
+    with pytest.raises(OSError, match="No space"):
+        _mapped_records(tmp_path / "records", 10)
+
+
+def test_room_is_set_aside(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w+b") as file:
+        make_room(file.fileno(), 1 << 20)
+        assert os.fstat(file.fileno()).st_size == 1 << 20
+        assert os.fstat(file.fileno()).st_blocks * 512 >= 1 << 20
 
 
 @settings(max_examples=60, deadline=None)
