@@ -38,6 +38,7 @@ _CALL_AS_TEXT_FIELDS = frozenset({"role", "content", "weight"})
 _PART_FIELDS = frozenset({"type", "text"})
 _CALL_FIELDS = frozenset({"type", "function", "index"})
 _FUNCTION_FIELDS = frozenset({"name", "arguments", "parameters"})
+_FLAT_CALL_FIELDS = _CALL_FIELDS | _FUNCTION_FIELDS
 _DROPPED_FIELDS = frozenset({"name", "tool_call_id", "id"})
 """Fields that the rendered text has no place for."""
 
@@ -57,10 +58,9 @@ def read_message(turn: Any, field: str, role_of: Callable[[Any, str], str], igno
     if not isinstance(turn, dict):
         raise RowProblem("wrong type", field, "an object {role, content}", turn)
     role = role_of(turn.get("role"), f"{field}.role")
-    if turn.keys() - _KNOWN_FIELDS:
-        check_extra_fields(turn, field, _KNOWN_FIELDS | ignored)
+    check_extra_fields(turn, field, _KNOWN_FIELDS, ignored)
     if role == "tool_call":
-        check_extra_fields(turn, field, _CALL_AS_TEXT_FIELDS | ignored)
+        check_extra_fields(turn, field, _CALL_AS_TEXT_FIELDS, ignored)
         return with_weight(tool_call_message(turn.get("content"), f"{field}.content", ignored), turn, field)
     calls = _tool_calls(turn, field, ignored)
     message: Message = {
@@ -90,19 +90,22 @@ def with_weight(message: Message, turn: dict[str, Any], field: str) -> Message:
     return message
 
 
-def check_extra_fields(turn: dict[str, Any], field: str, known: frozenset[str]) -> None:
+def check_extra_fields(turn: dict[str, Any], field: str, known: frozenset[str], ignored: frozenset[str]) -> None:
     """Refuse a message, a part of one or a call with a field whose value would be lost.
 
     Args:
         turn: The decoded object.
         field: Its place in the row, for problems.
-        known: Fields that are read, or that the recipe lets be dropped.
+        known: Fields that are read.
+        ignored: Fields that the recipe lets be dropped.
 
     Raises:
         RowProblem: There is another field with a value.
     """
+    if turn.keys() <= known:  # nearly always, a million times
+        return
     for name, value in turn.items():
-        if name not in known and name not in _DROPPED_FIELDS and value not in (None, [], ""):
+        if name not in known | ignored | _DROPPED_FIELDS and value not in (None, [], ""):
             raise RowProblem(
                 "unknown field",
                 f"{field}.{name}",
@@ -123,7 +126,7 @@ def _content(value: Any, field: str, ignored: frozenset[str], *, may_be_null: bo
             if not isinstance(text, str):
                 raise RowProblem("content is not text", f"{field}[{index}]", "a content part of type text", part)
             if isinstance(part, dict):
-                check_extra_fields(part, f"{field}[{index}]", _PART_FIELDS | ignored)
+                check_extra_fields(part, f"{field}[{index}]", _PART_FIELDS, ignored)
             parts.append(text)
         return "".join(parts)
     raise RowProblem(
@@ -158,10 +161,10 @@ def read_tool_call(call: Any, field: str, ignored: frozenset[str]) -> dict[str, 
             "bad tool call", f"{field}.function.name", "the name of a function", name if name is not None else call
         )
     if function is call:
-        check_extra_fields(call, field, _CALL_FIELDS | _FUNCTION_FIELDS | ignored)
+        check_extra_fields(call, field, _FLAT_CALL_FIELDS, ignored)
     else:
-        check_extra_fields(call, field, _CALL_FIELDS | ignored)
-        check_extra_fields(function, f"{field}.function", _FUNCTION_FIELDS | ignored)
+        check_extra_fields(call, field, _CALL_FIELDS, ignored)
+        check_extra_fields(function, f"{field}.function", _FUNCTION_FIELDS, ignored)
     return {"type": "function", "function": {"name": name, "arguments": _arguments(function, f"{field}.function")}}
 
 

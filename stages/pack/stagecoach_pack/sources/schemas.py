@@ -246,8 +246,7 @@ class RowReader:
                 raise RowProblem("wrong type", field, "an object {from, value}", turn)
             if not isinstance(turn.get("value"), str):
                 raise RowProblem("wrong type", f"{field}.value", "text", turn.get("value", list(turn)))
-            if turn.keys() - _SHAREGPT_FIELDS:
-                check_extra_fields(turn, field, _SHAREGPT_FIELDS | self._ignored)
+            check_extra_fields(turn, field, _SHAREGPT_FIELDS, self._ignored)
             role = self._role(turn.get("from"), f"{field}.from")
             message: Message = {"role": role, "content": turn["value"]}
             if role == "tool_call":
@@ -289,8 +288,7 @@ class RowReader:
                 isinstance(turn, dict) and isinstance(turn.get("input"), str) and isinstance(turn.get("output"), str)
             ):
                 raise RowProblem("wrong type", f"{name}[{index}]", "an object {input, output} of texts", turn)
-            if turn.keys() - _INPUT_OUTPUT_FIELDS:
-                check_extra_fields(turn, f"{name}[{index}]", _INPUT_OUTPUT_FIELDS | self._ignored)
+            check_extra_fields(turn, f"{name}[{index}]", _INPUT_OUTPUT_FIELDS, self._ignored)
             messages += [{"role": "user", "content": turn["input"]}, {"role": "assistant", "content": turn["output"]}]
         return Conversation(messages)
 
