@@ -111,7 +111,7 @@ def roll_back(store: ObjectStore, name: str, to: int | None, reason: str) -> tup
     current = serving(history)
     if current is None:
         raise MissingInputError(f"release {name}: nothing has been promoted under this name in {store.url}")
-    number = _previous(name, history, current) if to is None else to
+    number = _previous(name, history) if to is None else to
     if number not in history or history[number].export is None:
         known = ", ".join(str(known) for known, release in history.items() if release.export is not None)
         raise MissingInputError(f"release {name}: expected one of the numbers {known}, got {number}")
@@ -132,7 +132,7 @@ def roll_back(store: ObjectStore, name: str, to: int | None, reason: str) -> tup
     return max(history) + 1, release
 
 
-def _previous(name: str, history: Mapping[int, Release], current: str) -> int:
+def _previous(name: str, history: Mapping[int, Release]) -> int:
     """Return the number of the record under which the export served that was replaced by the one that serves.
 
     Promotions are a stack, from which a rollback takes what it leaves: A, B, back to A, C leaves A below C, not B.
@@ -140,16 +140,15 @@ def _previous(name: str, history: Mapping[int, Release], current: str) -> int:
     served: list[tuple[int, str]] = []
     for number, release in history.items():
         export = release.export
-        if export is None or (served and served[-1][1] == export):
+        if export is None:
             continue
-        if release.outcome == "rolled back":
-            while any(below == export for _, below in served) and served[-1][1] != export:
+        if release.outcome == "rolled back" and any(below == export for _, below in served):
+            while served[-1][1] != export:
                 served.pop()
         if not served or served[-1][1] != export:
             served.append((number, export))
-    before = [number for number, export in served[:-1] if export != current]
-    if not before:
+    if len(served) < 2:
         raise MissingInputError(
-            f"release {name}: {current} is the first export that was promoted; nothing is before it"
+            f"release {name}: {served[-1][1]} is the first export that was promoted; nothing is before it"
         )
-    return before[-1]
+    return served[-2][0]
