@@ -195,6 +195,8 @@ class TestStreams:
             closing.result(10)
             sending.result(10)
         assert aborted == ["upload-1"]
+        with pytest.raises(ValueError, match="was given up"):
+            upload.send(upload.buffer(5), 5)
 
     def test_an_abort_that_fails_is_not_tried_again(self) -> None:
         """With the store down, the abort took as long again as the retries that had just failed."""
@@ -209,7 +211,7 @@ class TestStreams:
 
             def abort_upload(self, key: str, upload_id: str) -> None:
                 tries.append(upload_id)
-                raise ConnectionResetError("down")
+                raise WireAnswer(503, "SlowDown", "reduce your request rate")
 
         upload = S3Upload(S3Calls("s3://b", S3Options(), lambda: cast(S3Requests, Down())), "key", S3Options())
         upload.send(memoryview(bytearray(8)), 8)
