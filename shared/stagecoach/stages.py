@@ -121,6 +121,7 @@ TASKS: dict[str, TaskKind] = {
                 "packed": "pack",
             },
             key_inputs={"trained": "train"},
+            output_version=2,  # config.json always names its model_type and its class
             config=ExportConfig,
             named_after="model",
             has_effects=True,
