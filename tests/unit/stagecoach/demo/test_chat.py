@@ -21,10 +21,10 @@ def test_the_committed_file_is_what_the_builder_makes() -> None:
     assert demo_chat_bytes() == build.chat_jsonl(), "run python -m stagecoach.demo.build and commit chat.jsonl"
 
 
-def test_it_is_large_enough() -> None:
+def test_at_least_200_conversations_have_several_user_turns() -> None:
     conversations = demo_conversations()
     several_turns = [c for c in conversations if sum(m["role"] == "user" for m in c["messages"]) > 1]
-    assert (len(conversations), len(messages_of("assistant")), len(several_turns)) == (268, 519, 167)
+    assert (len(conversations), len(messages_of("assistant")), len(several_turns)) == (268, 559, 207)
 
 
 def test_conversations_have_distinct_ids_and_first_user_messages() -> None:
