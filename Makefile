@@ -220,6 +220,10 @@ bench-tokens: setup ## The pack stage against bare tokenizers.encode_batch, and 
 bench-checkpoint: setup ## What a checkpoint costs a training on CPU, and how soon one is resumed, beside torch.distributed.checkpoint; ARGS=--quick
 	$(BIN)/python -m benchmarks.checkpoints $(ARGS)
 
+.PHONY: bench-starts
+bench-starts: setup ## How soon --help answers, finished work is found done, a run without change ends and a training stops
+	$(BIN)/python -m benchmarks.starts $(ARGS)
+
 .PHONY: bench-cluster
 bench-cluster: setup ## A run on the cluster of `make cluster-up`: seconds of each pod beside its work, and of a run without change
 	tests/cluster/in-cluster.sh $(BIN)/python -m benchmarks.cluster $(ARGS)

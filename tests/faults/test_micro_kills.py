@@ -83,7 +83,7 @@ def test_a_training_that_is_asked_to_stop_saves(micro: MicroWork, tmp_path: Path
     asked_seconds = time.monotonic()
     run.send_signal(signal.SIGTERM)
     assert end_of(run) == 75, work.log("train")
-    assert time.monotonic() - asked_seconds < 30  # 10 s on an idle machine
+    assert time.monotonic() - asked_seconds < 10
     saved = checkpoints(work)
     assert len(saved) == 1
     assert 0 < saved[0] < 8
