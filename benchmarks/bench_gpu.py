@@ -85,14 +85,15 @@ def main() -> int:
     rows = flags.rows.split(",") if flags.rows else list(ROWS[flags.gpus])
     backend = "fa4" if flags.attention == "fa4" else "stock"
     peer = None
+    failures: list[str] = []
     if set(rows) & set(AGAINST_PEER):
         small = ["--small", "--layers", "4"] if flags.small else ["--layers", "8"] if flags.gpus == 1 else []
         peer = _torchrun("gpu_peer.py", ["--accumulation", "4", *small], "RESULT ", num_gpus=flags.gpus)
-        if flags.gpus == 2 and not flags.small:
-            _check_peer(peer)
+        if flags.gpus == 2 and not flags.small and (void := _why_void(peer)):
+            failures.append(void)
+            peer = None
     section = tomllib.loads((HERE / "floors.toml").read_text())["gpu4" if flags.gpus == 4 else "gpu"]
     figures: dict[str, Any] = {}
-    failures: list[str] = []
     for row in rows:
         arguments = [
             *ROWS[flags.gpus][row].split(),
@@ -197,11 +198,12 @@ def _torchrun(
     return found
 
 
-def _check_peer(peer: dict[str, Any]) -> None:
-    """Refuse to compare with a peer that is off its known speed, relative to what this card's matrix product does."""
+def _why_void(peer: dict[str, Any]) -> str | None:
+    """Say why nothing is compared with a peer that is off its known speed, relative to what this card's product does."""
     expected = STUDY_PEER_MFU * peer["matmul_ceiling_flops"] / STUDY_CEILING_FLOPS
-    if abs(peer["mfu"] / expected - 1) > PEER_TOLERANCE:
-        sys.exit(f"the comparison is void: the peer's MFU is {peer['mfu']:.3f}, expected {expected:.3f} within 6 %")
+    if abs(peer["mfu"] / expected - 1) <= PEER_TOLERANCE:
+        return None
+    return f"the comparison is void: the peer's MFU is {peer['mfu']:.3f}, expected {expected:.3f} within 6 %"
 
 
 if __name__ == "__main__":
