@@ -11,6 +11,7 @@ import pytest
 
 from stagecoach.contract import stage_main
 from tests.bad_inputs.refusals import Outcome, command, stage
+from tests.seaweed import SeaweedServer
 
 RUN = "20261125T013000Z-micro-first"
 
@@ -80,6 +81,29 @@ USAGE: tuple[tuple[tuple[str, ...], str], ...] = (
     (("rollback", "A B"), "release name: expected"),
     (("rollback", "nobody"), "nobody"),
 )
+
+LOOKING: tuple[tuple[str, ...], ...] = (
+    ("ls",),
+    ("ls", "--json"),
+    ("show", RUN),
+    ("compare", RUN, RUN),
+    ("compare", RUN, RUN, "--page", "page.html"),
+    ("lineage", "exports/x-00112233445566778899"),
+    ("verify",),
+    ("verify", "exports/x-00112233445566778899"),
+    ("gc", "--keep", "1"),
+    ("gc", "--keep", "1", "--delete"),
+    ("releases",),
+    ("releases", "chat"),
+    ("rollback", "chat"),
+    ("logs", RUN),
+    ("logs", RUN, "--follow"),
+    ("report", RUN),
+    ("export", RUN),
+    ("chat", "release:chat"),
+    ("serve", "release:chat"),
+)
+"""Commands over the bucket alone: where there is none, each says so and makes none."""
 
 DEPLOYMENTS: dict[str, tuple[bytes | None, str]] = {
     "absent": (None, "expected a readable YAML or JSON file"),
@@ -170,6 +194,7 @@ def test_a_setting(setting: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("arguments", "sentence"), USAGE, ids=[" ".join(row[0])[:50] for row in USAGE])
 def test_a_command_line(arguments: tuple[str, ...], sentence: str, tmp_path: Path) -> None:
+    (tmp_path / ".run/store").mkdir(parents=True)
     done = command(tmp_path, *arguments)
     refuse(done, sentence, 66 if arguments == ("rollback", "nobody") else 78)
 
@@ -201,6 +226,28 @@ def test_a_store_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for arguments in (("ls",), ("check", "micro"), ("run", "micro", "--run", RUN), ("gc", "--keep", "1")):
         refuse(command(tmp_path, *arguments, "--store", str(tmp_path / "file")), "store: expected a directory")
+
+
+@pytest.mark.parametrize("arguments", LOOKING, ids=" ".join)
+def test_a_store_folder_that_is_not_there(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """It looked like an empty one."""
+    refuse(
+        command(tmp_path, *arguments, "--store", "nowhere/store"), f"store: there is no directory {tmp_path}/nowhere"
+    )
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("arguments", [("ls",), ("gc", "--keep", "1"), ("show", RUN)], ids=" ".join)
+def test_no_store_of_this_folder(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    refuse(command(tmp_path, *arguments), f"store: there is no directory {tmp_path}/.run/store")
+
+
+@pytest.mark.parametrize("arguments", LOOKING, ids=" ".join)
+def test_a_bucket_that_is_not_there(
+    arguments: tuple[str, ...], tmp_path: Path, seaweed: SeaweedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seaweed.use(monkeypatch)
+    refuse(command(tmp_path, *arguments, "--store", "s3://nobodys/store"), "has no such bucket; make it or correct")
 
 
 @pytest.mark.parametrize(("name", "place"), [("run", "/sys"), ("run", "file"), ("check", "file")])

@@ -56,6 +56,18 @@ def open_store(url: str, settings: Settings) -> ObjectStore:
     raise ConfigError(f"store: expected {_FORMS}, got {without_secrets(url)!r}")
 
 
+def open_existing_store(url: str, settings: Settings) -> ObjectStore:
+    """Return the store at ``url`` for a command that only looks at what is there; S3 itself names a missing bucket.
+
+    Raises:
+        ConfigError: The URL has none of the forms, or the directory does not exist, which would look like an empty one.
+    """
+    store = open_store(url, settings)
+    if isinstance(store, LocalStore) and not store.root.is_dir():
+        raise ConfigError(f"store: there is no directory {store.root}; correct --store, or make it with a first run")
+    return store
+
+
 def _directory(path: Path) -> LocalStore:
     if path.expanduser().exists() and not path.expanduser().is_dir():
         raise ConfigError(f"store: expected a directory, {path} is a file; choose another --store")

@@ -213,11 +213,11 @@ def gc(
 
 
 def open_bucket(store: str) -> ObjectStore:
-    """Open the store that ``--store`` names, the folder .run/store without it."""
+    """Open the store that ``--store`` names, the folder .run/store without it; it must be there."""
     from stagecoach.settings import Settings
-    from stagecoach.storage.open import open_store
+    from stagecoach.storage.open import open_existing_store
 
-    return open_store(store or str(options.DEFAULT_WORK / "store"), Settings.from_environ())
+    return open_existing_store(store or str(options.DEFAULT_WORK / "store"), Settings.from_environ())
 
 
 def echo_json(value: Any) -> None:

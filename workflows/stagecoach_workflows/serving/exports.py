@@ -16,7 +16,7 @@ from stagecoach.outputs import Input, open_input
 from stagecoach.paths import validate_name
 from stagecoach.releases import released_export
 from stagecoach.settings import Settings
-from stagecoach.storage.open import open_store
+from stagecoach.storage.open import open_existing_store
 
 _FORMS = "a directory, the address of an export in a store (.../exports/NAME-KEY) or release:NAME"
 _EXPORT = re.compile(r"(?:(?P<store>.*)/)?(?P<prefix>exports/(?P<name>[^/]+)-[0-9a-f]{20})/?")
@@ -103,11 +103,11 @@ def _files(export: str, store: str, settings: Settings, scratch: Path) -> tuple[
     """Return every file of the export by name, and what it is called."""
     if export.startswith("release:"):
         release = validate_name(export.removeprefix("release:"), "release name")
-        opened = open_store(store, settings)
+        opened = open_existing_store(store, settings)
         return _checked(open_input(opened, released_export(opened, release), scratch)), release
     address = _EXPORT.fullmatch(export)
     if address is not None:
-        opened = open_store(address["store"] or store, settings)
+        opened = open_existing_store(address["store"] or store, settings)
         return _checked(open_input(opened, address["prefix"] + "/", scratch)), address["name"]
     folder = Path(export).expanduser()
     if "://" in export or not folder.is_dir():
