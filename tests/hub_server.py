@@ -13,8 +13,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 from tests.loopback import QuietHandler, served
 
@@ -58,7 +59,9 @@ class Hub:
     blobs: dict[str, bytes] = field(default_factory=dict)
     """Large files that were pushed, by digest."""
     page_files: int = 1000
-    """Files of one page of a listing."""
+    """Entries of one page of a tree."""
+    max_siblings: int = 1000
+    """Files that the answer about a revision lists at most; the Hub's own answer lacks some where there are many."""
     behaviours: list[str] = field(default_factory=list)
     """For each next read of a file: ``cut:N`` (break after N bytes), ``status:N``, ``redirect:URL``; else the file."""
     behaviours_of: str = ""
@@ -122,6 +125,8 @@ class _Handler(QuietHandler):
             self._json(self.hub.status, {"error": "as told"})
         elif parts[0] == "api" and "revision" in parts:
             self._info(parts)
+        elif parts[0] == "api" and parts[4:5] == ["tree"]:
+            self._tree(parts)
         elif not self._is_writer():
             self._json(401, {"error": "Invalid credentials"})
         elif path == "/api/repos/create":
@@ -142,20 +147,44 @@ class _Handler(QuietHandler):
 
     # reading
 
-    def _info(self, parts: list[str]) -> None:
-        # /api/{models|datasets}/{owner}/{name}/revision/{revision}
+    def _asked(self, parts: list[str]) -> tuple[Repo, str] | None:
+        """Return repository and commit of /api/{models|datasets}/{owner}/{name}/{what}/{revision}, or say what is missing."""
         kind, owner, name = parts[1:4]
         repo = self._visible(f"{'datasets/' if kind == 'datasets' else ''}{owner}/{name}")
         if repo is None:
             self._json(401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
-            return
+            return None
         commit = repo.commit_of("/".join(parts[5:]))
         if commit is None:
             self._json(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
+            return None
+        return repo, commit
+
+    def _info(self, parts: list[str]) -> None:
+        if (asked := self._asked(parts)) is None:
             return
-        siblings = [_sibling(path, data) for path, data in sorted(repo.snapshots[commit].items())]
-        listed = {"id": f"{owner}/{name}", "sha": commit, "siblings": siblings, "tags": [], "gated": repo.gated}
+        repo, commit = asked
+        files = sorted(repo.snapshots[commit].items())[: self.hub.max_siblings]
+        siblings = [_sibling(path, data) for path, data in files]
+        listed = {"id": "/".join(parts[2:4]), "sha": commit, "siblings": siblings, "tags": [], "gated": repo.gated}
         self._json(200, listed)
+
+    def _tree(self, parts: list[str]) -> None:
+        """Answer with a page of all files; folders are named only where everything below them is asked for."""
+        if (asked := self._asked(parts)) is None:
+            return
+        repo, commit = asked
+        query = parse_qs(urlsplit(self.path).query)
+        files = repo.snapshots[commit]
+        folders = {str(folder) for path in files for folder in PurePosixPath(path).parents if str(folder) != "."}
+        recursive = query.get("recursive", ["False"])[0].lower() == "true"
+        entries = [_folder(path) for path in folders if recursive] + [_entry(path, files[path]) for path in files]
+        start = int(query.get("cursor", ["0"])[0])
+        end = start + self.hub.page_files
+        entries.sort(key=lambda entry: str(entry["path"]))
+        more = urlencode({"recursive": str(recursive), "cursor": end})
+        link = f'<{self.hub.url}{urlsplit(self.path).path}?{more}>; rel="next"'
+        self._json(200, entries[start:end], {"Link": link} if end < len(entries) else {})
 
     def _resolve(self, path: str, parts: list[str]) -> None:
         # [datasets/]{owner}/{name}/resolve/{revision}/{file ..}
@@ -208,21 +237,12 @@ class _Handler(QuietHandler):
             known = branch in repo.branches
             repo.branches.setdefault(branch, dict(repo.branches["main"]))
             self._json(409 if known else 200, {})
-        elif what == "tree":
-            self._tree(sorted(repo.branches[branch].items()))
         elif what == "preupload":
             self._json(200, {"files": [_upload_mode(file) for file in json.loads(body)["files"]]})
         elif what == "commit":
             self._commit("/".join(parts[2:4]), branch, body)
         else:
             self._json(404, {"error": what})
-
-    def _tree(self, files: list[tuple[str, bytes]]) -> None:
-        start = int(parse_qs(urlsplit(self.path).query).get("cursor", ["0"])[0])
-        end = start + self.hub.page_files
-        entries = [{"type": "file", "path": p, "size": len(d), "oid": blob_id(d)} for p, d in files[start:end]]
-        address = f"{self.hub.url}{urlsplit(self.path).path}?cursor={end}"
-        self._json(200, entries, {"Link": f'<{address}>; rel="next"'} if end < len(files) else {})
 
     def _commit(self, name: str, branch: str, body: bytes) -> None:
         repo = self.hub.repos[name]
@@ -290,6 +310,17 @@ def _sibling(path: str, data: bytes) -> dict[str, Any]:
     if len(data) > LARGE_BYTES:
         entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
     return entry
+
+
+def _entry(path: str, data: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": blob_id(data)}
+    if len(data) > LARGE_BYTES:
+        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+    return entry
+
+
+def _folder(path: str) -> dict[str, Any]:
+    return {"type": "directory", "path": path, "size": 0, "oid": blob_id(path.encode())}
 
 
 def _upload_mode(file: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ _SKIPPED_FOLDERS = ("__pycache__", "lost+found")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HubListing:
-    """What one ``repo_info(files_metadata=True)`` says about a repository."""
+    """What the Hub says about a repository at one commit."""
 
     commit: str
     """The commit that the revision stands for now, 40 hex digits."""

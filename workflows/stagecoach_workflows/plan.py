@@ -41,9 +41,11 @@ from stagecoach_workflows.policy import Shape, decision_parameter
 from stagecoach_workflows.run_ids import run_id_of_workflow
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoSibling
+    from huggingface_hub.hf_api import RepoFile, RepoSibling
 
 _log = logging.getLogger("stagecoach.plan")
+_MAX_SIBLINGS = 1000
+"""Files of one answer about a revision that are all of them; from this number on the Hub leaves some out."""
 
 
 def make_plan(recipe: Recipe, store: ObjectStore, settings: Settings, run_id: str) -> Plan:
@@ -151,7 +153,7 @@ class HubLister:
 
     def _ask(self, source: HubSource, repo_type: Literal["model", "dataset"]) -> HubListing:
         import httpx2
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, RepoFile
         from huggingface_hub.errors import (
             HfHubHTTPError,
             OfflineModeIsEnabled,
@@ -167,6 +169,10 @@ class HubLister:
         api = HfApi(endpoint=self._settings.hub_endpoint, token=self._settings.hub_token)
         try:
             info: Any = api.repo_info(source.repo, revision=source.revision, repo_type=repo_type, files_metadata=True)
+            found: list[RepoSibling] | list[RepoFile] = list(info.siblings or ())
+            if len(found) >= _MAX_SIBLINGS:
+                tree = api.list_repo_tree(source.repo, recursive=True, revision=info.sha, repo_type=repo_type)
+                found = [entry for entry in tree if isinstance(entry, RepoFile)]
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             raise MissingInputError(
                 f"{where}: there is no such repository or revision, or HF_TOKEN may not read it; correct the source"
@@ -175,7 +181,7 @@ class HubLister:
             raise _hub_error(where, error) from error
         card: Any = getattr(info, "card_data", None)
         configs = (card.get("configs") or ()) if card is not None else ()
-        files: dict[str, RepoSibling] = {file.rfilename: file for file in info.siblings or ()}
+        files = {file.rfilename: file for file in found}
         return HubListing(
             commit=str(info.sha),
             paths=list(files),
@@ -301,7 +307,7 @@ def _hub_error(where: str, error: Exception) -> StagecoachError:
     return UnavailableError(f"{where}: the Hub {answer}; try again")
 
 
-def _resolved_file(file: RepoSibling) -> ResolvedFile:
+def _resolved_file(file: RepoSibling | RepoFile) -> ResolvedFile:
     lfs = file.lfs
     return ResolvedFile(
         path=file.rfilename,

@@ -45,11 +45,21 @@ def test_a_branch_that_moved_is_another_commit_in_the_next_plan(hub: Hub) -> Non
     assert lister(hub)(HubSource(repo="owner/name", revision=first), "model").identify("config.json").size_bytes == 2
 
 
-def test_a_list_longer_than_the_hubs_pages_is_whole(hub: Hub) -> None:
-    """Listings by tree come in pages of at most 1,000 files; the request that the plan makes has none."""
-    hub.page_files = 10
-    hub.add("datasets/owner/many", {f"part-{number:04d}.jsonl": SMALL for number in range(1_205)})
-    assert len(lister(hub)(HubSource(repo="owner/many"), "dataset").paths) == 1_205
+def test_a_list_longer_than_a_page_is_whole(hub: Hub) -> None:
+    """The answer about a revision leaves files out where there are many; the tree has all of them, in pages."""
+    files = {f"data/part-{number:04d}.jsonl": b"%d" % number for number in range(1_205)}
+    hub.add("datasets/owner/many", {**files, "last/weights.bin": LARGE})
+    listing = lister(hub)(HubSource(repo="owner/many"), "dataset")
+    assert sum(path.endswith(f"/tree/{listing.commit}") for path in hub.requests) == 2  # 1,206 files, two folders
+    assert sorted(listing.paths) == sorted([*files, "last/weights.bin"])
+    last, weights = listing.identify("data/part-1204.jsonl"), listing.identify("last/weights.bin")
+    assert (last.size_bytes, last.git_blob_sha1, last.sha256) == (4, blob_id(b"1204"), None)
+    assert (weights.size_bytes, weights.sha256) == (len(LARGE), hashlib.sha256(LARGE).hexdigest())
+
+
+def test_a_short_list_is_one_request(hub: Hub) -> None:
+    lister(hub)(SOURCE, "model")
+    assert hub.requests == ["/api/models/owner/name/revision/main"]
 
 
 def test_a_gated_repository_is_listed_for_everybody(hub: Hub) -> None:
