@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stagecoach.errors import DataError
+from stagecoach.errors import DataError, StoreUnavailable
 from stagecoach.formats.native import NativeModel
 from stagecoach.formats.tensor_file import BFLOAT16, Array
 from stagecoach.outputs import Input
 from stagecoach.parallel.slicing import RankLayout
 from stagecoach.storage.base import Write
+from stagecoach.storage.local import LocalStore
 from stagecoach.storage.memory import MemoryStore
 from tests.tiny_models import (
     CONFIGS,
@@ -279,6 +281,32 @@ def test_a_disk_that_fills_in_the_middle_leaves_nothing_that_counts(
     assert {info.key for info in store.list("") if info.key.endswith("manifest.json")} == before
     assert list((tmp_path / "out").iterdir()) == []
     store.room_bytes = None
+    assert len(runs[stage]().names()) >= 2
+
+
+@pytest.mark.parametrize("stage", ["convert", "shard", "export"])
+def test_a_file_system_that_takes_no_more_leaves_no_file(tmp_path: Path, stage: str) -> None:
+    """The same in a directory, where the system itself ends a write in the middle of the first file of weights."""
+    pipeline = Pipeline(LocalStore(tmp_path / "store"), tmp_path)
+    model = pipeline.finish("sources/models/m-1/", hub_directory(MISTRAL))
+    tokenizer = pipeline.finish("sources/tokenizers/m-1/", tokenizer_directory())
+    native = pipeline.convert(model, tokenizer)
+    trained = pipeline.trained(native, RankLayout(2, 1))
+    runs: dict[str, Callable[[], Input]] = {
+        "convert": lambda: pipeline.convert(model, tokenizer, prefix="native/m-2/"),
+        "shard": lambda: pipeline.shard(native, 2, 1),
+        "export": lambda: pipeline.export(trained, native, tokenizer),
+    }
+    before = sorted(path for path in (tmp_path / "store").rglob("*") if path.is_file())
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, unlimited[1]))
+    try:
+        with pytest.raises(StoreUnavailable, match="no space left on its disk; free some") as caught:
+            runs[stage]()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert caught.value.exit_code == 69
+    assert sorted(path for path in (tmp_path / "store").rglob("*") if path.is_file()) == before
     assert len(runs[stage]().names()) >= 2
 
 

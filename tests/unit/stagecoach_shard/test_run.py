@@ -24,9 +24,10 @@ def _native(tmp_path: Path, family: str, dtype: str = "F32", **changes: Any) -> 
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("layout", [(1, 1, 1), (2, 1, 1), (1, 3, 1), (2, 2, 1)])
+@pytest.mark.parametrize("layout", [(1, 1, 1), (2, 1, 1), (1, 3, 1), (2, 2, 1), (2, 2, 2)])
 def test_merging_gives_the_native_model(tmp_path: Path, family: str, layout: tuple[int, int, int]) -> None:
-    pipeline, native = _native(tmp_path, family)
+    """Five layers: no pipeline of these divides them, interleaved or not."""
+    pipeline, native = _native(tmp_path, family, num_hidden_layers=5)
     shards = pipeline.shard(native, *layout)
     reader = Shards.from_bytes(shards.read_bytes("shards.json")).reader(shards.path)
     for name, array in native_arrays(native).items():
