@@ -11,6 +11,7 @@ sources/models|tokenizers|datasets/<name>-<key>/    native/ shards/ packed/ trai
 runs/<run id>/plan.json, <task>/0001.json, finished/0001.json
 runs/<run id>/logs/<task>/0001-000001.txt    what the attempt with that "started" record wrote, in chunks
 releases/<name>/0001.json
+pushes/<digest of Hub, repository, branch>/0001.json
 """
 
 from __future__ import annotations
@@ -103,6 +104,11 @@ def finished_prefix(run_id: str) -> str:
 def release_prefix(name: str) -> str:
     """Return the folder of the numbered promotions of one named model."""
     return f"releases/{name}/"
+
+
+def push_prefix(branch_digest: str) -> str:
+    """Return the folder of the numbered pushes to one branch of a repository."""
+    return f"pushes/{branch_digest}/"
 
 
 def numbered(prefix: str, number: int) -> str:

@@ -83,7 +83,7 @@ def _store(url: str, settings: Settings, tasks: Mapping[str, Candidate], recipe:
     store = open_store(url, settings)
     if isinstance(store, LocalStore):
         _refuse_read_only(store)
-    plans = decide(store, tasks, recipe)
+    plans = decide(store, tasks, recipe, settings)
     to_run = [task for task, plan in plans.items() if plan.decision == "run"]
     return f"store: {store.url} answers; {len(to_run)} of {len(plans)} tasks have something to do", None
 

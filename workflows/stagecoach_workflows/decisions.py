@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from stagecoach.keys import canonical_json, content_key
 from stagecoach.paths import manifest_key, output_prefix
 from stagecoach.plan_file import Plan, TaskPlan
+from stagecoach.pushes import is_pushed, push_records
 from stagecoach.recipe.base import Section
-from stagecoach.recipe.export import push_record_key
 from stagecoach.recipe.recipe import Recipe
 from stagecoach.recipe.tasks import PackTaskConfig
 from stagecoach.recipe.train import TrainConfig
@@ -102,7 +102,9 @@ def candidates(recipe: Recipe, configs: Mapping[str, Section]) -> dict[str, Cand
     return found
 
 
-def decide(store: ObjectStore, tasks: Mapping[str, Candidate], recipe: Recipe) -> dict[str, TaskPlan]:
+def decide(
+    store: ObjectStore, tasks: Mapping[str, Candidate], recipe: Recipe, settings: Settings
+) -> dict[str, TaskPlan]:
     """Ask the store what is there and return each task's decision, in an order in which they may run.
 
     A finished run costs one question: whether the export is there.
@@ -115,7 +117,7 @@ def decide(store: ObjectStore, tasks: Mapping[str, Candidate], recipe: Recipe) -
         if task in wanted_by:
             missing, reason = _missing(store, candidate, wanted_by[task])
         if task == "export" and not missing:
-            missing, reason = _missing_effect(store, candidate, recipe, reason)
+            missing, reason = _missing_effect(store, candidate, recipe, settings, reason)
         if missing:
             for other in candidate.node.reads.values():
                 wanted_by.setdefault(other, task)
@@ -149,10 +151,12 @@ def _missing(store: ObjectStore, candidate: Candidate | TaskPlan, wanted_by: str
     return True, f"its output is missing and {wanted_by} needs it" if wanted_by else "its output is missing"
 
 
-def _missing_effect(store: ObjectStore, export: Candidate, recipe: Recipe, reason: str) -> tuple[bool, str]:
+def _missing_effect(
+    store: ObjectStore, export: Candidate, recipe: Recipe, settings: Settings, reason: str
+) -> tuple[bool, str]:
     push, release = recipe.export.push, recipe.export.release
-    if push is not None and store.head(push_record_key(export.output, push)) is None:
-        return True, f"it has not been pushed to {push.repo}"
+    if push is not None and not is_pushed(store, push_records(push, settings), export.output):
+        return True, f"it is not what was last pushed to {push.branch} of {push.repo}"
     if release is not None:
         gate = recipe.export.gate.model_dump(mode="json")
         if offered(read_releases(store, release), export.output, gate) is None:

@@ -58,7 +58,7 @@ def make_plan(recipe: Recipe, store: ObjectStore, settings: Settings, run_id: st
     """
     hub = HubLister(settings)
     configs = task_configs(recipe, settings, hub, store)
-    tasks = decide(store, candidates(recipe, configs), recipe)
+    tasks = decide(store, candidates(recipe, configs), recipe, settings)
     model = configs["download-model"]
     if tasks["train"].decision == "run" and isinstance(model, DownloadModelConfig):
         refuse_layout(model_spec(model, settings, hub, lambda: store), recipe)

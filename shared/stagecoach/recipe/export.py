@@ -4,13 +4,11 @@ pushed.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
-from stagecoach.keys import canonical_json
 from stagecoach.paths import validate_name
 from stagecoach.recipe.base import Section, placement, result
 
@@ -48,14 +46,6 @@ class PushConfig(Section):
         if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo:
             raise ValueError(f"expected a Hub repository such as my-team/my-model, got {repo[:120]!r}")
         return repo
-
-
-def push_record_key(output: str, push: PushConfig) -> str:
-    """Return the key of the record that the export under ``output`` has been pushed to that repository and
-    branch.
-    """
-    digest = hashlib.sha256(canonical_json([push.repo, push.branch]).encode("ascii")).hexdigest()
-    return f"{output}pushed/{digest[:20]}.json"
 
 
 class GateConfig(Section):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from stagecoach.formats.hf_model import (
     CONFIG_JSON,
@@ -24,7 +25,8 @@ from stagecoach.formats.hf_model import (
 from stagecoach.formats.native import MODEL_JSON, NativeModel
 from stagecoach.formats.tensor_file import TensorToWrite, write_tensor_file
 from stagecoach.outputs import Input, Output
-from stagecoach.recipe.export import ExportConfig, push_record_key
+from stagecoach.pushes import push_once, push_records
+from stagecoach.recipe.export import ExportConfig, PushConfig
 from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach_export.checkpoints import Chosen, choose
@@ -95,7 +97,7 @@ def finish(config: ExportConfig, exported: Input, store: ObjectStore) -> None:
     Args:
         config: The recipe's export section.
         exported: The committed export.
-        store: Gets the records: of the release under ``releases/``, of the push beside the export.
+        store: Gets the records: of the release under ``releases/``, of the push under ``pushes/``.
 
     Raises:
         ConfigError: The repository cannot be written to.
@@ -106,17 +108,23 @@ def finish(config: ExportConfig, exported: Input, store: ObjectStore) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="release-", dir=scratch) as folder:
             offer(config, config.release, exported, store, Path(folder))
-    if config.push is None:
+    wanted = config.push
+    if wanted is None:
         return
-    record = push_record_key(exported.prefix, config.push)
-    if store.head(record) is not None:
-        return
+    settings = Settings.from_environ()
+    push_once(
+        store,
+        push_records(wanted, settings),
+        exported.prefix,
+        lambda: _push(wanted, exported, settings),
+    )
+
+
+def _push(config: PushConfig, exported: Input, settings: Settings) -> dict[str, Any]:
     from stagecoach_export.hub import push  # huggingface_hub is slow to import, and most exports are not pushed
 
     note = f"Stagecoach: {exported.manifest.name}, iteration {exported.summary.get('iteration')}"
-    pushed = push(config.push, exported, Settings.from_environ(), note)
-    values = {**asdict(pushed), "pushed_unix_seconds": time.time()}
-    store.put_if_absent(record, write_json(values), content_type="application/json")
+    return {**asdict(push(config, exported, settings, note)), "pushed_unix_seconds": round(time.time(), 3)}
 
 
 def _write_weights(config: ExportConfig, chosen: Chosen, model: NativeModel, output: Output) -> None:

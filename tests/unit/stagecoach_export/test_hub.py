@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ import pytest
 
 from stagecoach.errors import ConfigError, UnavailableError
 from stagecoach.outputs import Input
-from stagecoach.recipe.export import ExportConfig, PushConfig, push_record_key
+from stagecoach.pushes import is_pushed, push_once, push_records
+from stagecoach.recipe.export import ExportConfig, PushConfig
+from stagecoach.records import read_numbered
 from stagecoach.settings import Settings
 from stagecoach.storage.memory import MemoryStore
 from stagecoach_export import run
@@ -105,7 +106,11 @@ class TestPush:
 
 
 class TestRecord:
-    CONFIG = ExportConfig(push=PushConfig(repo="team/model"))
+    PUSH = PushConfig(repo="team/model")
+    CONFIG = ExportConfig(push=PUSH)
+
+    def records(self, server: Hub) -> str:
+        return push_records(self.PUSH, Settings(hub_endpoint=server.url))
 
     @pytest.fixture(autouse=True)
     def _environment(self, server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,15 +119,85 @@ class TestRecord:
 
     def test_it_names_the_commit(self, server: Hub, exported: Input) -> None:
         run.finish(self.CONFIG, exported, exported.store)
-        assert self.CONFIG.push is not None
-        record = json.loads(exported.store.get(push_record_key("exports/m-1/", self.CONFIG.push)))
-        assert (record["repo"], record["branch"]) == ("team/model", "main")
+        started, done = read_numbered(exported.store, self.records(server)).values()
+        assert (started["state"], started["export"]) == ("started", "exports/m-1/")
+        assert (done["state"], done["export"], done["repo"]) == ("pushed", "exports/m-1/", "team/model")
+        assert done["commit"] == server.repos["team/model"].commit_of("main")
         assert server.repos["team/model"].messages == ["Stagecoach: tiny, iteration 3"]
 
     def test_a_push_is_done_once(self, server: Hub, exported: Input) -> None:
         run.finish(self.CONFIG, exported, exported.store)
         run.finish(self.CONFIG, exported, exported.store)
         assert len(server.repos["team/model"].messages) == 1
+
+    def test_an_export_that_another_one_replaced_is_pushed_again(
+        self, server: Hub, exported: Input, tmp_path: Path
+    ) -> None:
+        """A, B and A again, as a person does who finds that B was no good: the branch holds A."""
+        other_files = {**FILES, "model-00001-of-00002.safetensors": b"B" * 5000}
+        other = Pipeline(exported.store, tmp_path).finish("exports/m-2/", other_files, summary={"iteration": 4})
+        for each, files in ((exported, FILES), (other, other_files), (exported, FILES)):
+            run.finish(self.CONFIG, each, exported.store)
+            assert server.repos["team/model"].branches["main"] == files
+        run.finish(self.CONFIG, exported, exported.store)
+        assert len(server.repos["team/model"].messages) == 3
+
+    def test_an_export_that_was_made_again_with_other_bytes_is_pushed_again(
+        self, server: Hub, exported: Input, tmp_path: Path
+    ) -> None:
+        """A training on GPUs that was deleted and done anew has the same key."""
+        run.finish(self.CONFIG, exported, exported.store)
+        exported.store.delete([info.key for info in exported.store.list(exported.prefix)])
+        files = {**FILES, "config.json": b'{"a": 1}'}
+        again = Pipeline(exported.store, tmp_path).finish(exported.prefix, files, summary={"iteration": 3})
+        run.finish(self.CONFIG, again, exported.store)
+        assert server.repos["team/model"].branches["main"] == files
+
+    def test_after_a_push_that_was_cut_nothing_counts_as_pushed(
+        self, server: Hub, exported: Input, tmp_path: Path
+    ) -> None:
+        run.finish(self.CONFIG, exported, exported.store)
+        other = Pipeline(exported.store, tmp_path).finish("exports/m-2/", FILES, summary={"iteration": 4})
+
+        def cut() -> dict[str, Any]:
+            raise UnavailableError("killed, perhaps after the commit")
+
+        with pytest.raises(UnavailableError):
+            push_once(exported.store, self.records(server), other.prefix, cut)
+        for each in (exported, other):
+            assert not is_pushed(exported.store, self.records(server), each.prefix)
+        run.finish(self.CONFIG, exported, exported.store)
+        assert is_pushed(exported.store, self.records(server), exported.prefix)
+
+    def test_of_two_pushes_at_once_the_record_names_the_one_that_the_branch_holds(
+        self, server: Hub, exported: Input, tmp_path: Path
+    ) -> None:
+        other = Pipeline(exported.store, tmp_path).finish("exports/m-2/", FILES, summary={"iteration": 4})
+        store, records = exported.store, self.records(server)
+        branch: list[str] = []
+
+        def push_to_branch(prefix: str) -> dict[str, Any]:
+            branch.append(prefix)
+            return {}
+
+        def push_other_meanwhile() -> dict[str, Any]:
+            if not branch:
+                push_to_branch(exported.prefix)
+                push_once(store, records, other.prefix, lambda: push_to_branch(other.prefix))
+                return {}
+            return push_to_branch(exported.prefix)
+
+        push_once(store, records, exported.prefix, push_other_meanwhile)
+        assert branch == [exported.prefix, other.prefix, exported.prefix]
+        assert is_pushed(store, records, exported.prefix)
+        assert not is_pushed(store, records, other.prefix)
+
+    def test_another_hub_is_another_push(self, server: Hub, exported: Input, monkeypatch: pytest.MonkeyPatch) -> None:
+        run.finish(self.CONFIG, exported, exported.store)
+        with running_hub() as second:
+            monkeypatch.setenv("HF_ENDPOINT", second.url)
+            run.finish(self.CONFIG, exported, exported.store)
+            assert second.repos["team/model"].branches["main"] == FILES
 
     def test_another_branch_is_another_push(self, server: Hub, exported: Input) -> None:
         run.finish(self.CONFIG, exported, exported.store)

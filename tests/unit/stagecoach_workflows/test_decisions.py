@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from stagecoach.paths import manifest_key
-from stagecoach.recipe.export import push_record_key
+from stagecoach.pushes import push_once, push_records
 from stagecoach.recipe.recipe import Recipe
 from stagecoach.recipe.source import HubSource
 from stagecoach.releases import Release, append_release
@@ -34,7 +34,7 @@ def finish(store: MemoryStore, tasks: dict[str, Candidate], *names: str) -> None
 
 
 def running(store: MemoryStore, recipe: Recipe) -> list[str]:
-    return [task for task, plan in decide(store, planned(recipe), recipe).items() if plan.decision == "run"]
+    return [task for task, plan in decide(store, planned(recipe), recipe, Settings()).items() if plan.decision == "run"]
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_finished_run_costs_one_question(store: MemoryStore, monkeypatch: pyte
         return real(key)
 
     monkeypatch.setattr(store, "head", head)
-    decide(store, tasks, recipe)
+    decide(store, tasks, recipe, Settings())
     assert asked == [manifest_key(tasks["export"].output)]
 
 
@@ -96,7 +96,7 @@ def test_another_layout_is_the_same_training(store: MemoryStore) -> None:
 
 def test_the_reason_names_who_needs_it(store: MemoryStore) -> None:
     recipe = small_recipe()
-    plans = decide(store, planned(recipe), recipe)
+    plans = decide(store, planned(recipe), recipe, Settings())
     assert plans["export"].reason == "its output is missing"
     assert plans["shard"].reason == "its output is missing and train needs it"
 
@@ -116,8 +116,12 @@ def test_a_wanted_push_runs_the_export_that_is_there(store: MemoryStore) -> None
     finish(store, tasks, *tasks)
     assert running(store, recipe) == ["export"]
     assert recipe.export.push is not None
-    store.put(push_record_key(tasks["export"].output, recipe.export.push), b"{}")
+    records, export = push_records(recipe.export.push, Settings()), tasks["export"].output
+    push_once(store, records, export, dict)
     assert running(store, recipe) == []
+    store.put(manifest_key("exports/another/"), b"{}")
+    push_once(store, records, "exports/another/", dict)
+    assert running(store, recipe) == ["export"]
 
 
 def test_a_wanted_release_runs_the_export_that_is_there(store: MemoryStore) -> None:

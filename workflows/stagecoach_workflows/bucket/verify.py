@@ -78,8 +78,7 @@ def verify_store(store: ObjectStore) -> Verified:
     folders = list(output_prefixes(store))
     for folder in folders:
         _read_folder(store, folder, found)
-    records = [*_records(store, ("runs/", "releases/")), *_records(store, (f"{top}attempts/" for top in folders))]
-    records += _records(store, (f"{top}pushed/" for top in folders))
+    records = [*_records(store, ("runs/", "releases/", "pushes/")), *_records(store, (f"{top}attempts/" for top in folders))]
     with ThreadPoolExecutor(_READERS) as pool:
         found.problems += [problem for problem in pool.map(lambda key: _bad_record(store, key), records) if problem]
     found.num_records = len(records)

@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> LocalStore:
     write_record(store, RUN, "pack", {"state": "started"})
     write_numbered(store, finished_prefix(RUN), {"state": "succeeded"})
     write_numbered(store, f"{TRAINED}attempts/", {"attempt": 1})
-    write_numbered(store, f"{EXPORT}pushed/", {"commit": "c0ffee"})
+    write_numbered(store, "pushes/00ff/", {"commit": "c0ffee"})
     write_evidence(store, "chat", EXPORT, Evidence(iteration=8, documents={}))
     digest = check_export(store, EXPORT, None, "test")
     append_release(
@@ -67,7 +67,7 @@ def test_it_counts_what_it_read_and_what_it_could_not_check(
         f"runs/{RUN}/pack/0001.json",
         f"runs/{RUN}/finished/0001.json",
         f"{TRAINED}attempts/0001.json",
-        f"{EXPORT}pushed/0001.json",
+        "pushes/00ff/0001.json",
         "releases/chat/0001.json",
         "releases/chat/heldout/m-2.json",
         f"{TRAINED}manifest.json",
