@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from stagecoach.architectures.registry import ModelSpec, native_tensors
 from stagecoach.parallel.topology import Topology
-from stagecoach.recipe.train import TrainConfig
+from stagecoach.recipe.train import TrainConfig, micro_batches_per_rank
 from stagecoach_train.batch import Document, MicroBatch, MicroBatchShape, micro_batch_of_documents
 from stagecoach_train.engine import Engine
 from stagecoach_train.results import Range, ReadWeight, StatePiece
@@ -90,7 +90,7 @@ def train(
     layout = config.layout
     topology = Topology(layout.data_parallel, layout.tensor_parallel, layout.pipeline_parallel)
     dp_rank = topology.coordinates(dist.get_rank() if dist.is_initialized() else 0).dp
-    a_rank = MICRO_BATCHES_A_STEP // layout.data_parallel
+    a_rank = micro_batches_per_rank(MICRO_BATCHES_A_STEP, layout.data_parallel, 1)
     place = (
         torch.device(device, dist.get_rank() if dist.is_initialized() else 0)
         if device == "cuda"
@@ -106,6 +106,7 @@ def train(
         if empty_tail and step == steps - 1:
             everything[-3:] = [None, None, None]
         num_targets = sum(batch.num_targets for batch in everything if batch is not None)
+        everything += [None] * (a_rank * layout.data_parallel - MICRO_BATCHES_A_STEP)
         result = engine.train_step(everything[dp_rank * a_rank : (dp_rank + 1) * a_rank], num_targets, lr)
         losses.append(result.loss_sum / num_targets)
         norms.append(result.grad_norm)
@@ -150,6 +151,7 @@ def config_of(compute_dtype: str = "fp64", **layout: Any) -> TrainConfig:
             "steps": 10,
             "lr": 1e-3,
             "weight_decay": 0.1,
+            "packs_per_step": MICRO_BATCHES_A_STEP,
             "compute_dtype": compute_dtype,
             "eps": 1e-6 if compute_dtype == "fp32" else 1e-8,
             "layout": layout,
