@@ -40,6 +40,7 @@ def test_a_run_ends_well_and_a_second_one_submits_nothing(work: Work) -> None:
 
 
 def test_scripts_submitted_by_hand_are_a_run_too(work: Work) -> None:
+    """Also where two shells submit them at once: one is refused, and every job is there once."""
     work.configure(f"python: {sys.executable}")
     scripts = work.folder / "scripts"
     rendered = work.call(
@@ -47,10 +48,19 @@ def test_scripts_submitted_by_hand_are_a_run_too(work: Work) -> None:
     )
     assert rendered.returncode == 0, rendered.stderr
     folder = work.folder / RUN
-    subprocess.run([str(scripts / "submit.sh"), RUN, str(folder)], env=work.cluster.environ(), check=True)
+    command = [str(scripts / "submit.sh"), RUN, str(folder)]
+    at_once = [
+        subprocess.Popen(command, env=work.cluster.environ(), cwd=work.folder, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate()[1].splitlines()[-1:] for process in at_once]
+    assert sorted(process.returncode for process in at_once) == [0, 78], said
     ended = work.wait()
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert work.manifest("export") is not None
+    lines = work.cluster.ask("squeue", "--noheader", "--states=all", "--format=%i %Z").splitlines()
+    submitted = [line.split()[0] for line in lines if line.split()[1] == str(work.folder)]
+    assert sorted(submitted) == sorted(work.job(task) for task in TASKS)
 
 
 def test_a_killed_node_costs_the_steps_since_the_last_checkpoint(work: Work) -> None:

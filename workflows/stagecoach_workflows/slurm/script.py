@@ -86,7 +86,7 @@ def batch_script(task: BatchTask, config: SlurmConfig, place: Place) -> str:
         "",
         f"run=$1 folder=$2/{task.name} log=$2/logs/{task.name}.log scratch={_scratch(config)}",
         'mkdir -p "$folder/artifacts" && rm -f "$folder/exit"',
-        *(['[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || rm -f "$folder/attempts"'] if task.step.retry is not None else []),
+        '[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || rm -f "$folder/attempts" "$folder/progress"',
         'if [ -n "${SLURM_JOB_ID:-}" ]; then',
         f'  step=(srun --nodes={task.step.num_nodes} --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --wait=120)',
         "else",

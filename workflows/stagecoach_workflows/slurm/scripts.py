@@ -9,6 +9,7 @@ tasks whose outputs it reads. ``stagecoach run --runner slurm`` calls the very s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,23 @@ run=${{1:?usage: submit.sh RUN_ID [FOLDER]}} folder=${{2:-$PWD/$1}}
 mkdir -p "$folder/logs" "$folder/plan/artifacts"
 folder=$(cd "$folder" && pwd)
 
+# of two submissions at once one is refused; mkdir holds on every shared file system, locks do not
+if ! said=$(mkdir "$folder/submitting" 2>&1); then
+  if [ -d "$folder/submitting" ]; then
+    by=$(cat "$folder/submitting/by" 2> /dev/null) || by="another process"
+    said="run $run is being submitted already, by $by; wait for it, or remove $folder/submitting if it is gone"
+  fi
+  echo "$said" >&2
+  exit 78
+fi
+jobs=""  # the list of the jobs that were submitted and are not yet a run
+leave() {{
+  [ -z "$jobs" ] || cut -f 2 "$jobs" | xargs -r scancel || :  # never half a run
+  rm -rf "$folder/submitting"
+}}
+trap leave EXIT
+echo "process $$ of $(id -un) on $(uname -n)" > "$folder/submitting/by"
+
 if [ -s "$folder/jobs" ]; then  # beside live jobs of an earlier submission, new ones would do the same work twice
   states=$(squeue --noheader --format='%i %T' --jobs="$(cut -f 2 "$folder/jobs" | paste -sd , -)" 2>&1) ||
     [[ $states == *"Invalid job id"* ]] || {{ echo "squeue: $states" >&2; exit 69; }}
@@ -67,7 +85,7 @@ declare -A after  # task -> ids of the jobs that have to end well before its rea
 
 job() {{  # NAME DEPENDENCY [OPTION ...] -> its id
   local id
-  rm -f "$folder/$1/exit"  # of an earlier submission
+  rm -f "$folder/$1/exit" "$folder/$1/progress"  # of an earlier submission
   id=$(sbatch --parsable --output="$folder/logs/$1.log" ${{2:+--dependency="$2"}} "${{@:3}}" "$here/$1.sbatch" "$run" "$folder")
   printf '%s\\t%s\\n' "$1" "${{id%%;*}}" >> "$jobs"
   printf '%s' "${{id%%;*}}"
@@ -121,11 +139,14 @@ class Scripts:
         return cls(tasks=tuple(tasks), files=files)
 
     def write(self, folder: Path) -> None:
-        """Write the files; ``submit.sh`` can be executed."""
+        """Write the files, each at once: a shell may be reading the one before; ``submit.sh`` can be executed."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        (folder / SUBMIT).chmod(0o755)
+            new = folder / f".{name}.{os.getpid()}"
+            new.write_text(text, encoding="utf-8")
+            if name == SUBMIT:
+                new.chmod(0o755)
+            new.replace(folder / name)
 
 
 def _values(graph: Graph, store_url: str) -> dict[str, str]:
@@ -221,10 +242,9 @@ def _submit(graph: Graph, values: Mapping[str, str], config: SlurmConfig, recipe
         "  exit 0",
         "fi",
         "",
-        "# never half a run; the list of an earlier submission stays until this one is accepted",
+        "# the list of an earlier submission stays until this one is accepted",
         "jobs=$folder/jobs.new",
         ': > "$jobs"',
-        "trap 'cut -f 2 \"$jobs\" | xargs -r scancel' EXIT",
         f"after[plan]=$(job {PROBE} '')",
         'mv "$jobs" "$folder/jobs"',
         "jobs=$folder/jobs",
@@ -242,7 +262,7 @@ def _submit(graph: Graph, values: Mapping[str, str], config: SlurmConfig, recipe
         lines.append(f"submit {task.name} {_mutex(graph, task)} {reads}")
     if NOTIFY in graph.steps:
         lines.append(f'job {NOTIFY} "afterany:$(cut -f 2 "$jobs" | paste -sd : -)" > /dev/null')
-    lines += ["trap - EXIT", 'cat "$jobs"']
+    lines += ['cat "$jobs"', 'jobs=""']
     return "\n".join(lines) + "\n"
 
 

@@ -9,6 +9,23 @@ run=${1:?usage: submit.sh RUN_ID [FOLDER]} folder=${2:-$PWD/$1}
 mkdir -p "$folder/logs" "$folder/plan/artifacts"
 folder=$(cd "$folder" && pwd)
 
+# of two submissions at once one is refused; mkdir holds on every shared file system, locks do not
+if ! said=$(mkdir "$folder/submitting" 2>&1); then
+  if [ -d "$folder/submitting" ]; then
+    by=$(cat "$folder/submitting/by" 2> /dev/null) || by="another process"
+    said="run $run is being submitted already, by $by; wait for it, or remove $folder/submitting if it is gone"
+  fi
+  echo "$said" >&2
+  exit 78
+fi
+jobs=""  # the list of the jobs that were submitted and are not yet a run
+leave() {
+  [ -z "$jobs" ] || cut -f 2 "$jobs" | xargs -r scancel || :  # never half a run
+  rm -rf "$folder/submitting"
+}
+trap leave EXIT
+echo "process $$ of $(id -un) on $(uname -n)" > "$folder/submitting/by"
+
 if [ -s "$folder/jobs" ]; then  # beside live jobs of an earlier submission, new ones would do the same work twice
   states=$(squeue --noheader --format='%i %T' --jobs="$(cut -f 2 "$folder/jobs" | paste -sd , -)" 2>&1) ||
     [[ $states == *"Invalid job id"* ]] || { echo "squeue: $states" >&2; exit 69; }
@@ -32,7 +49,7 @@ declare -A after  # task -> ids of the jobs that have to end well before its rea
 
 job() {  # NAME DEPENDENCY [OPTION ...] -> its id
   local id
-  rm -f "$folder/$1/exit"  # of an earlier submission
+  rm -f "$folder/$1/exit" "$folder/$1/progress"  # of an earlier submission
   id=$(sbatch --parsable --output="$folder/logs/$1.log" ${2:+--dependency="$2"} "${@:3}" "$here/$1.sbatch" "$run" "$folder")
   printf '%s\t%s\n' "$1" "${id%%;*}" >> "$jobs"
   printf '%s' "${id%%;*}"
@@ -56,10 +73,9 @@ if ! grep -qsx run "$folder"/plan/artifacts/decision-*; then
   exit 0
 fi
 
-# never half a run; the list of an earlier submission stays until this one is accepted
+# the list of an earlier submission stays until this one is accepted
 jobs=$folder/jobs.new
 : > "$jobs"
-trap 'cut -f 2 "$jobs" | xargs -r scancel' EXIT
 after[plan]=$(job probe '')
 mv "$jobs" "$folder/jobs"
 jobs=$folder/jobs
@@ -72,5 +88,5 @@ submit pack '' download-tokenizer download-data-demo
 submit train "stagecoach-train-$(plan train-key)" shard pack download-tokenizer
 submit export '' train convert download-tokenizer pack
 job notify "afterany:$(cut -f 2 "$jobs" | paste -sd : -)" > /dev/null
-trap - EXIT
 cat "$jobs"
+jobs=""

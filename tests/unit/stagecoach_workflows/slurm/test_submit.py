@@ -1,6 +1,13 @@
-"""``submit.sh`` where a run was submitted before: no live job is lost, no old exit code counts."""
+"""``submit.sh`` where a run was submitted before, or is just now: no live job is lost, nothing old counts."""
 
 from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -57,6 +64,68 @@ def test_the_probes_old_exit_code_does_not_count(run: SlurmRun, cluster: StubSlu
     assert cluster.cancelled() == []
 
 
+def test_the_progress_of_an_earlier_submission_does_not_count(run: SlurmRun, cluster: StubSlurm) -> None:
+    first = run.submit()
+    leave_exit_codes(run, 75)
+    for task in first:
+        (run.folder / task / "progress").write_text("900/1000")
+    cluster.set_queue(dict.fromkeys(first.values(), "CANCELLED"))
+    run.submit()
+    state = SlurmRuns(Slurm(), run.folder.parent).state(RUN)
+    assert [(node.task, node.progress) for node in state.nodes] == [(task, 0.0) for task in first]
+
+
+@contextmanager
+def planning(run: SlurmRun, cluster: StubSlurm) -> Iterator[subprocess.Popen[bytes]]:
+    """``submit.sh``, called by hand, while it plans; it goes on at the end of the block."""
+    reached, gate = cluster.folder / "reached", cluster.folder / "gate"
+    plan = cluster.python.read_text()
+    wait = f"touch {reached}; for _ in {{1..200}}; do [ ! -e {gate} ] || break; sleep 0.05; done"
+    cluster.python.write_text(plan.replace("\n", f"\n{wait}\n", 1))
+    command = [run.scripts / "submit.sh", RUN, run.folder]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    limit = time.monotonic() + 60
+    while not reached.exists():
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.01)
+    yield process
+    gate.touch()
+    process.wait(60)
+    cluster.python.write_text(plan)
+
+
+def test_of_two_submissions_at_once_one_is_refused(run: SlurmRun, cluster: StubSlurm) -> None:
+    with (
+        planning(run, cluster) as first,
+        pytest.raises(ConfigError, match=rf"already, by process {first.pid} of \w+ on "),
+    ):
+        run.submit()
+    assert first.returncode == 0
+    assert list(run.jobs().values()) == list(cluster.queue)
+    assert len(cluster.queue) == 10 and cluster.cancelled() == []
+
+
+def test_a_submission_that_is_killed_leaves_a_sentence(run: SlurmRun, cluster: StubSlurm) -> None:
+    """The system's own signals let it tidy up; after SIGKILL the user is told what to remove."""
+    with planning(run, cluster) as first:
+        first.kill()
+    with pytest.raises(ConfigError, match=f"or remove {run.folder}/submitting if it is gone"):
+        run.submit()
+    (run.folder / "submitting" / "by").unlink()
+    (run.folder / "submitting").rmdir()
+    assert len(run.submit()) == 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_submission_that_is_told_to_end_leaves_nothing(
+    run: SlurmRun, cluster: StubSlurm, number: signal.Signals
+) -> None:
+    with planning(run, cluster) as first:
+        os.killpg(first.pid, number)  # as a terminal does, and SLURM at the end of an interactive job
+    assert first.returncode != 0 and cluster.queue == {}
+    assert len(run.submit()) == 10
+
+
 def test_a_refused_plan_leaves_the_list_and_the_exit_codes(run: SlurmRun, cluster: StubSlurm) -> None:
     first = run.submit()
     leave_exit_codes(run, 0)
@@ -66,6 +135,7 @@ def test_a_refused_plan_leaves_the_list_and_the_exit_codes(run: SlurmRun, cluste
         run.submit()
     assert run.jobs() == first
     assert run.exit_code("train") == 0
+    assert not (run.folder / "submitting").exists()
 
 
 def test_nothing_to_do_leaves_the_list_of_the_finished_run(run: SlurmRun, cluster: StubSlurm) -> None:
@@ -93,6 +163,7 @@ def test_never_half_a_run(run: SlurmRun, cluster: StubSlurm, room: int) -> None:
         run.submit()
     assert [state for state in cluster.queue.values() if state != "COMPLETED"] == ["CANCELLED"] * room
     assert set(run.jobs()) == (set(old) if room == 0 else {PROBE, *list(old)[1:room]})
+    assert not (run.folder / "submitting").exists()
 
 
 def test_a_controller_that_is_silent_is_no_empty_queue(run: SlurmRun, cluster: StubSlurm) -> None:
