@@ -82,7 +82,7 @@ def planning(run: SlurmRun, cluster: StubSlurm) -> Iterator[subprocess.Popen[byt
     plan = cluster.python.read_text()
     wait = f"touch {reached}; for _ in {{1..200}}; do [ ! -e {gate} ] || break; sleep 0.05; done"
     cluster.python.write_text(plan.replace("\n", f"\n{wait}\n", 1))
-    command = [run.scripts / "submit.sh", RUN, run.folder]
+    command = [str(run.scripts / "submit.sh"), RUN, str(run.folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     limit = time.monotonic() + 60
     while not reached.exists():
