@@ -197,7 +197,7 @@ clean: ## Remove what was built and cached, not .venv and not the runs
 
 .PHONY: bench-gpu
 bench-gpu: setup ## Training speed on two NVIDIA GPUs against transformers + FSDP2: ARGS="--attention fa4", ARGS="--gpus 4"
-	$(BIN)/python benchmarks/bench_gpu.py $(ARGS)
+	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
 
 .PHONY: bench-store
 bench-store: setup ## The S3 store against s5cmd on a SeaweedFS of its own

@@ -1,8 +1,8 @@
 """Training speed on NVIDIA GPUs of one host against transformers + FSDP2, peer and ours in the same run on the same cards.
 
-    python benchmarks/bench_gpu.py [--rows data_parallel,..] [--attention fa4]    two GPUs
-    python benchmarks/bench_gpu.py --gpus 1 [..]                                  one; the whole model needs 105 GiB
-    python benchmarks/bench_gpu.py --gpus 4 [..]                                  four; also a TP 4 checkpoint resumed as FSDP 4
+    python -m benchmarks.bench_gpu [--rows data_parallel,..] [--attention fa4]    two GPUs
+    python -m benchmarks.bench_gpu --gpus 1 [..]                                  one; the whole model needs 105 GiB
+    python -m benchmarks.bench_gpu --gpus 4 [..]                                  four; also a TP 4 checkpoint resumed as FSDP 4
     .. --small                                                                    a toy on as many CPU processes; judges nothing
 
 Writes ``results/gpu-<card>-<row>-<attention>.json``, closes with one line of ``key=value`` figures, and exits 1 below a
@@ -21,7 +21,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from gpu_workload import PEAK_FLOPS
+from benchmarks.gpu_workload import PEAK_FLOPS
 
 HERE = Path(__file__).parent
 STUDY_PEER_MFU = 0.411
@@ -88,7 +88,7 @@ def main() -> int:
     failures: list[str] = []
     if set(rows) & set(AGAINST_PEER):
         small = ["--small", "--layers", "4"] if flags.small else ["--layers", "8"] if flags.gpus == 1 else []
-        peer = _torchrun("gpu_peer.py", ["--accumulation", "4", *small], "RESULT ", num_gpus=flags.gpus)
+        peer = _torchrun("gpu_peer", ["--accumulation", "4", *small], "RESULT ", num_gpus=flags.gpus)
         if flags.gpus == 2 and not flags.small and (void := _why_void(peer)):
             failures.append(void)
             peer = None
@@ -125,9 +125,9 @@ def _measured(row: str, arguments: list[str], num_gpus: int, peer: dict[str, Any
     """Run one row with an empty compile cache; returns its results, its figures, and what it did that it must not."""
     peer = peer if row in AGAINST_PEER else None
     with tempfile.TemporaryDirectory(prefix="compiled-") as cache:
-        ours = _torchrun("train_step.py", arguments, "{", num_gpus=num_gpus, cache=cache)
+        ours = _torchrun("train_step", arguments, "{", num_gpus=num_gpus, cache=cache)
         if row in STARTED_TWICE:
-            again = _torchrun("train_step.py", [*arguments, "--steps", "1"], "{", num_gpus=num_gpus, cache=cache)
+            again = _torchrun("train_step", [*arguments, "--steps", "1"], "{", num_gpus=num_gpus, cache=cache)
             ours["cached_start_seconds"] = again["cold_start_seconds"]
     figures = {f"{row}_{name}": ours[name] for name in FIGURES if name in ours}
     if peer is not None:
@@ -142,12 +142,12 @@ def _layout_change(row: str, arguments: list[str], num_gpus: int) -> float:
     """Save a checkpoint in one layout, resume it in another; returns the largest relative difference of their losses."""
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         saved, resumed = (
-            _torchrun("layout_change.py", [*arguments, *layout.split(), "--store", folder], "{", num_gpus=num_gpus)
+            _torchrun("layout_change", [*arguments, *layout.split(), "--store", folder], "{", num_gpus=num_gpus)
             for layout in LAYOUT_CHANGE[row]
         )
     if (saved["resumed"], resumed["resumed"]) != (False, True):
         raise NoResultError("the second layout did not find the checkpoint of the first")
-    change = max(abs(theirs / ours - 1) for ours, theirs in zip(saved["losses"], resumed["losses"], strict=True))
+    change: float = max(abs(theirs / ours - 1) for ours, theirs in zip(saved["losses"], resumed["losses"], strict=True))
     if change > LARGEST_LOSS_CHANGE:
         raise NoResultError(f"losses {saved['losses']} became {resumed['losses']}")
     return change
@@ -183,11 +183,12 @@ def _torchrun(
     if cache is not None:
         environment |= {name: os.path.join(cache, name.lower()) for name in CACHES}
     done = subprocess.run(
-        [*launcher, str(HERE / script), *arguments],
+        [*launcher, "-m", f"benchmarks.{script}", *arguments],
         capture_output=True,
         text=True,
         timeout=None if "--small" in arguments else 400,  # a rehearsal may run on a busy machine
         env=environment,
+        cwd=HERE.parent,
     )
     lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith(marker)]
     if not lines:

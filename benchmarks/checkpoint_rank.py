@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as torch_checkpoint
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from stagecoach.architectures.registry import ModelSpec
 from stagecoach.recipe.train import TrainConfig
@@ -85,7 +87,7 @@ class Block:
 class Trainee:
     """An engine with random weights and documents, and every way to keep its state."""
 
-    def __init__(self, case: Case, rank: int, meeting: dist.Store, folder: Path) -> None:
+    def __init__(self, case: Case, rank: int, meeting: Store, folder: Path) -> None:
         """Build engine and writers; the process group is initialised by now."""
         self.config, self.spec = case.config, ModelSpec(**case.spec)
         self.shape = MicroBatchShape(case.num_tokens, 16)
@@ -124,7 +126,7 @@ class Trainee:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what this rank writes, under names of its own, as torch's checkpoints take it."""
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for local, shard in zip(self.engine.model.parameters, self.engine.optimizer.state, strict=True):
             if local.is_counted:
                 kinds = {"weight": local.weight_shard, "exp_avg": shard.exp_avg, "exp_avg_sq": shard.exp_avg_sq}
@@ -165,21 +167,19 @@ def ways_of(trainee: Trainee, store_urls: dict[str, str]) -> dict[str, Begin | N
 
         return wait
 
-    def torch_writer() -> torch_checkpoint.FileSystemWriter:
-        return torch_checkpoint.FileSystemWriter(trainee.folder / "torch")  # it syncs every file, as ours does
+    def torch_writer() -> FileSystemWriter:
+        return FileSystemWriter(trainee.folder / "torch")  # it syncs every file, as ours does
 
     def torch_save() -> Wait:
         began = time.perf_counter()
-        torch_checkpoint.save(tensors, storage_writer=torch_writer(), process_group=trainee.torch_group)
+        save(tensors, storage_writer=torch_writer(), process_group=trainee.torch_group)
         seconds = time.perf_counter() - began
         return lambda: seconds
 
     def torch_async_save() -> Wait:
         began = time.perf_counter()
         ended: list[float] = []
-        saving: Any = torch_checkpoint.async_save(
-            tensors, storage_writer=torch_writer(), process_group=trainee.torch_group
-        )
+        saving: Any = async_save(tensors, storage_writer=torch_writer(), process_group=trainee.torch_group)
         saving.add_done_callback(lambda _: ended.append(time.perf_counter()))
 
         def wait() -> float:
@@ -217,10 +217,8 @@ def joined(case: Case, rank: int, port: int, folder: Path) -> Trainee:
     """Meet the other ranks and build this one's trainee."""
     torch.set_num_threads(1)
     meeting = TCPStore("127.0.0.1", port, case.num_ranks, rank == 0, timedelta(seconds=600), wait_for_workers=False)
-    dist.init_process_group(
-        register_gloo(), store=dist.PrefixStore("group", meeting), rank=rank, world_size=case.num_ranks
-    )
-    return Trainee(case, rank, dist.PrefixStore("control", meeting), folder)
+    dist.init_process_group(register_gloo(), store=PrefixStore("group", meeting), rank=rank, world_size=case.num_ranks)
+    return Trainee(case, rank, PrefixStore("control", meeting), folder)
 
 
 def save_on_rank(
@@ -246,9 +244,9 @@ def save_on_rank(
 def torch_resume_on_rank(case: Case, rank: int, port: int, folder: Path) -> float:
     """Load torch's checkpoint on the layout that wrote it; returns when the first step could begin, unix seconds."""
     trainee = joined(case, rank, port, folder)
-    torch_checkpoint.load(
+    load(
         trainee.tensors(),
-        storage_reader=torch_checkpoint.FileSystemReader(folder / "torch"),
+        storage_reader=FileSystemReader(folder / "torch"),
         process_group=trainee.torch_group,
     )
     dist.barrier()

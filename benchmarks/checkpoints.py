@@ -52,7 +52,13 @@ SIZES = {"small": {}, "large": {"hidden_size": 512, "intermediate_size": 2048, "
 
 def spec_of(size: str) -> dict[str, Any]:
     """Return the dimensions of a model, as the recipe makes it."""
-    tiny = {"hidden_size": 128, "intermediate_size": 384, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+    tiny: dict[str, Any] = {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+    }
     dims = {"family": "mistral", "vocab_size": 2048, "norm_eps": 1e-5, "rope_theta": 1e4, **tiny, **SIZES[size]}
     return {**dims, "sliding_window": 64, "head_dim": dims["hidden_size"] // dims["num_heads"]}
 

@@ -1,6 +1,6 @@
 """Fine-tune a real model a second time, with transformers and torch's AdamW, on the packs and the schedule of a finished run.
 
-    python benchmarks/finetune_peer.py --store DIR --run ID --model HUB_DIRECTORY --result FILE
+    python -m benchmarks.finetune_peer --store DIR --run ID --model HUB_DIRECTORY --result FILE
 
 Both end models are then judged by the same code: transformers, fp32, every held-out document alone. Exits 1 if their
 held-out losses differ by more than 1 %.
@@ -142,7 +142,8 @@ def main() -> int:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
 
         def load(place: Path) -> Any:
-            return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).to(device)
+            model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+            return model.to(device)
 
         result: dict[str, Any] = {"before": judge(load(flags.model), tokenizer, heldout, device)}
         result["ours"] = judge(load(folder), tokenizer, heldout, device)

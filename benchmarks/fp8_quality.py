@@ -1,6 +1,6 @@
 """What 8-bit products cost in quality: the same training in bf16 from three seeds and in fp8 from one of them.
 
-    python benchmarks/fp8_quality.py [--steps 150] [--small]
+    python -m benchmarks.fp8_quality [--steps 150] [--small]
 
 A Mistral-shaped model learns the bytes of the demo's conversations; every training gets the same documents in the same
 order. Compared are the mean training loss of the last tenth of the steps and the lowest held-out loss on the way. Writes

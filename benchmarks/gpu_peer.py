@@ -10,21 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-sys.path.insert(0, str(Path(__file__).parent))
 
-import gpu_workload as work
 import torch
 import torch.distributed as dist
 import transformers
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import MistralConfig, MistralForCausalLM, masking_utils
+
+from benchmarks import gpu_workload as work
 
 NUM_TOKENS = 16_384
 
@@ -87,7 +86,8 @@ def main() -> None:
 
 
 def _build_mask_once() -> None:
-    build, known = masking_utils.create_block_mask, {}
+    library: Any = masking_utils  # a name that it imports for itself
+    build, known = library.create_block_mask, {}
 
     def create_block_mask(*arguments: Any, **options: Any) -> Any:
         options["_compile"] = False
@@ -95,25 +95,32 @@ def _build_mask_once() -> None:
             known["mask"] = build(*arguments, **options)
         return known["mask"]
 
-    masking_utils.create_block_mask = create_block_mask
+    library.create_block_mask = create_block_mask
 
 
-TOY = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+TOY: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+}
 
 
 def _model(num_layers: int, device: torch.device, *, small: bool) -> MistralForCausalLM:
+    attention = "flex_attention" if device.type == "cuda" else "sdpa"
+    fields: dict[str, Any] = {"attn_implementation": attention, **(TOY if small else {})}
     config = MistralConfig(
         num_hidden_layers=num_layers,
         sliding_window=None,
-        attn_implementation="flex_attention" if device.type == "cuda" else "sdpa",
         vocab_size=500 if small else work.VOCABULARY,
         use_cache=False,
-        **(TOY if small else {}),
+        **fields,
     )
     with torch.device("meta"):
         model = MistralForCausalLM(config)
     model.train()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[no-untyped-call]
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for layer in model.model.layers:
         if device.type == "cuda":
@@ -123,8 +130,10 @@ def _model(num_layers: int, device: torch.device, *, small: bool) -> MistralForC
     model.to_empty(device=device)
     torch.manual_seed(dist.get_rank())
     for parameter in model.parameters():
-        parameter._local_tensor.data.normal_(std=0.02)
-    inverse = 1 / (10_000 ** (torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim))
+        assert isinstance(parameter.data, DTensor), "fully_shard made every parameter one"
+        parameter.data.to_local().normal_(std=0.02)
+    head_dim = config.hidden_size // config.num_attention_heads
+    inverse = 1 / (10_000 ** (torch.arange(0, head_dim, 2, device=device).float() / head_dim))
     for module in model.modules():
         if "Rotary" in type(module).__name__:
             module.inv_freq = module.original_inv_freq = inverse

@@ -70,7 +70,7 @@ def breakdown(kernels: Iterable[tuple[str, float, float]]) -> dict[str, float]:
 def profiled(step: Callable[[], Any]) -> dict[str, float]:
     """Run one step under the profiler and return its `breakdown`."""
     import torch
-    from torch.autograd import DeviceType
+    from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:

@@ -1,7 +1,7 @@
 """A checkpoint of one layout resumed in another: both then give the loss of one more step, on the same documents.
 
-    torchrun --nproc-per-node 4 benchmarks/layout_change.py --store DIR --tp 4 --accumulate 4           trains 2 steps, saves
-    torchrun --nproc-per-node 4 benchmarks/layout_change.py --store DIR --dp 4 --fsdp --accumulate 1    resumes
+    torchrun --nproc-per-node 4 -m benchmarks.layout_change --store DIR --tp 4 --accumulate 4           trains 2 steps, saves
+    torchrun --nproc-per-node 4 -m benchmarks.layout_change --store DIR --dp 4 --fsdp --accumulate 1    resumes
 
 ``accumulate`` x ``dp`` has to be the same in both. Started by ``bench_gpu.py``; rank 0 prints one JSON line.
 """
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from train_step import Bench, arguments
+from torch._C._distributed_c10d import PrefixStore
 
+from benchmarks.train_step import Bench, arguments
 from stagecoach.storage.local import LocalStore
 from stagecoach_train.attempts import Fence
 from stagecoach_train.checkpoint_writer import CheckpointWriter
@@ -47,7 +48,7 @@ def main() -> None:
     bench = Bench(flags)
     world = dist.get_world_size()
     meeting = dist.distributed_c10d._get_default_store()
-    ranks = Ranks(dist.get_rank(), world, dist.PrefixStore("control", meeting), 600.0)
+    ranks = Ranks(dist.get_rank(), world, PrefixStore("control", meeting), 600.0)
     store = LocalStore(flags.store)
     stored = find_newest_intact(store, TRAINED, flags.store / f"checked-{ranks.rank}")
     size_bytes = None

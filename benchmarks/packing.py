@@ -1,6 +1,6 @@
 """How full packs get, how long planning takes, and how evenly their work can be shared, against other packers.
 
-    python benchmarks/packing.py        writes results/packing.json, exits 1 beyond a limit of floors.toml
+    python -m benchmarks.packing        writes results/packing.json, exits 1 beyond a limit of floors.toml
 
 Documents are lognormal with mean 1,010 tokens, as many as the seed system's mixture has (78,385), and a million.
 Peers (`packers.py`): the seed's next-fit over documents sorted by falling length (one slot kept for a separator), TRL's

@@ -1,6 +1,6 @@
 """Draw the training speeds of ``results/gpu-*.json`` as one SVG, so that the plot of README.md always is what was measured.
 
-    python benchmarks/plot.py
+    python -m benchmarks.plot
 
 Writes ``results/gpu.svg``.
 """

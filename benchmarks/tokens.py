@@ -1,6 +1,6 @@
 """How fast the pack stage makes tokens, against the bare tokenizer, and how much memory of its own it takes.
 
-    python benchmarks/tokens.py         writes results/tokens.json, exits 1 beyond a limit of floors.toml
+    python -m benchmarks.tokens         writes results/tokens.json, exits 1 beyond a limit of floors.toml
 
 The rows are the project's own conversations joined at random to longer ones, in Mistral's tokenizer. The peer is
 ``tokenizers.encode_batch`` on the same texts, rendered beforehand, ids taken out: what nothing in Python can beat by

@@ -2,12 +2,12 @@
 
 One GPU, 8 of Mistral-7B's 32 layers:
 
-    python benchmarks/train_step.py --layers 8 --pack-tokens 16384 --recompute none
+    python -m benchmarks.train_step --layers 8 --pack-tokens 16384 --recompute none
 
 Two GPUs, the whole model, data parallel / tensor parallel:
 
-    torchrun --nproc-per-node 2 benchmarks/train_step.py --dp 2 --pack-tokens 8192 --accumulate 4 --recompute selective
-    torchrun --nproc-per-node 2 benchmarks/train_step.py --tp 2 --pack-tokens 16384 --accumulate 4 --recompute selective
+    torchrun --nproc-per-node 2 -m benchmarks.train_step --dp 2 --pack-tokens 8192 --accumulate 4 --recompute selective
+    torchrun --nproc-per-node 2 -m benchmarks.train_step --tp 2 --pack-tokens 16384 --accumulate 4 --recompute selective
 
 Documents follow the study's length distribution (log-normal, mean about 1,000), half of the targets are trained,
 every step has other documents. MFU = (6 N_mm + 6 L d S) tokens/s / peak, S = sum(l^2) / sum(l) over documents,
@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from gpu_profile import profiled
-from gpu_workload import PEAK_FLOPS, document_lengths, matmul_ceiling_flops
 
+from benchmarks.gpu_profile import profiled
+from benchmarks.gpu_workload import PEAK_FLOPS, document_lengths, matmul_ceiling_flops
 from stagecoach.architectures.registry import ModelSpec
 from stagecoach.recipe.train import TrainConfig
 from stagecoach_train.batch import Document, MicroBatch, MicroBatchShape, micro_batch_of_documents
