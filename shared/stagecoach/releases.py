@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stagecoach.errors import CorruptObjectError, MissingInputError
+from stagecoach.errors import CorruptObjectError, MissingInputError, ObjectMissing
 from stagecoach.paths import is_name, manifest_key, numbered, release_prefix, validate_name
 from stagecoach.records import read_sealed, record_keys
 from stagecoach.sealed import seal
@@ -123,10 +123,18 @@ def check_export(store: ObjectStore, export: str, manifest_sha256: str | None, w
         MissingInputError: There is no finished export.
         CorruptObjectError: Its manifest is not the recorded one.
     """
+    try:
+        found = hashlib.sha256(store.get(manifest_key(export))).hexdigest()
+    except ObjectMissing:
+        found = None
+    return check_digest(store, export, found, manifest_sha256, what)
+
+
+def check_digest(store: ObjectStore, export: str, found: str | None, manifest_sha256: str | None, what: str) -> str:
+    """Return ``found``, the digest of an export's manifest, None if there is none; raises as ``check_export`` does."""
     key = manifest_key(export)
-    if store.head(key) is None:
+    if found is None:
         raise MissingInputError(f"{what}: {store.url.rstrip('/')}/{export} is gone; roll back to one that is there")
-    found = hashlib.sha256(store.get(key)).hexdigest()
     if manifest_sha256 not in (None, found):
         raise CorruptObjectError(
             f"{what}: {store.url.rstrip('/')}/{key}: expected sha256 {manifest_sha256}, got {found}; it was made again"
@@ -184,12 +192,21 @@ def offered(history: Mapping[int, Release], export: str, gate: Mapping[str, Any]
     return found[-1] if found else None
 
 
-def _read(store: ObjectStore, key: str) -> Release:
+def parse_release(values: Mapping[str, Any], address: str) -> Release:
+    """Return a record that was read; ``address`` is named in the error.
+
+    Raises:
+        CorruptObjectError: It is none of a release.
+    """
     try:
-        return Release.model_validate(read_sealed(store, key))
+        return Release.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"]) or "the whole"
         raise CorruptObjectError(
-            f"{store.url.rstrip('/')}/{key}: not a release record ({where}: {problem['msg']}); restore it from a backup"
+            f"{address}: not a release record ({where}: {problem['msg']}); restore it from a backup"
         ) from error
+
+
+def _read(store: ObjectStore, key: str) -> Release:
+    return parse_release(read_sealed(store, key), f"{store.url.rstrip('/')}/{key}")

@@ -38,11 +38,18 @@ def committed(store: ObjectStore, trained: str) -> list[Checkpoint]:
 
 def every_committed(store: ObjectStore, trained: str) -> Iterator[Checkpoint]:
     """Yield every checkpoint that has a manifest, those too that a later attempt made anew."""
+    for checkpoint in every_begun(store, trained):
+        if store.head(manifest_key(checkpoint.prefix(trained))) is not None:
+            yield checkpoint
+
+
+def every_begun(store: ObjectStore, trained: str) -> Iterator[Checkpoint]:
+    """Yield every checkpoint that has objects, whether it has a manifest or not."""
     for folder in store.list_folders(trained):
         iteration = _ITERATION.fullmatch(folder)
         for name in store.list_folders(f"{trained}{folder}/") if iteration else ():
             attempt = _ATTEMPT.fullmatch(name)
-            if iteration and attempt and store.head(manifest_key(f"{trained}{folder}/{name}/")) is not None:
+            if iteration and attempt:
                 yield Checkpoint(int(iteration[1]), int(attempt[1]))
 
 

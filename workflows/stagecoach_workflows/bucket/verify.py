@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from stagecoach.errors import CorruptObjectError, MissingInputError, ObjectMissing
-from stagecoach.manifest import BLOCK_BYTES, Digests, ObjectEntry, read_manifest
-from stagecoach.paths import manifest_key, numbered, release_prefix
+from stagecoach.manifest import BLOCK_BYTES, Digests, Manifest, ObjectEntry, parse_manifest
+from stagecoach.paths import MANIFEST, manifest_key
 from stagecoach.records import read_sealed
-from stagecoach.releases import check_export, read_releases, release_names
+from stagecoach.releases import check_digest, parse_release
+from stagecoach.sealed import read_record
 from stagecoach.stages import TASKS
 from stagecoach.storage.base import ObjectStore
-from stagecoach_workflows.bucket.checkpoints import every_committed
+from stagecoach_workflows.bucket.checkpoints import Checkpoint, every_begun, every_committed
 
 _READERS = 16
+_RELEASE = re.compile(r"(releases/[^/]+/)\d+\.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +30,16 @@ class Problem:
     prefix: str
     name: str
     sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadManifest:
+    """A folder's manifest, asked for once; without a digest there is none."""
+
+    prefix: str
+    manifest: Manifest | None
+    sha256: str | None
+    problem: Problem | None
 
 
 @dataclass(slots=True)
@@ -59,30 +74,54 @@ def verify_output(store: ObjectStore, prefix: str, read: set[ObjectEntry] | None
         read: Objects that need no reading again, to which those of this output are added: a finished training lists
             objects of its checkpoints.
     """
-    try:
-        manifest = read_manifest(store, prefix)
-    except CorruptObjectError as error:
-        return [Problem(prefix=prefix, name="manifest.json", sentence=str(error))]
+    return _problems(store, _read_manifest(store, prefix), set() if read is None else read)
+
+
+def _problems(store: ObjectStore, found: _ReadManifest, seen: set[ObjectEntry]) -> list[Problem]:
+    """Read what a manifest lists, but for what was seen; see ``verify_output``."""
+    prefix, manifest = found.prefix, found.manifest
     if manifest is None:
-        return []
-    seen = set() if read is None else read
+        return [found.problem] if found.problem is not None else []
     entries = {name: entry for name, entry in manifest.objects.items() if entry not in seen}
     seen.update(entries.values())
-    found = ((name, _problem(store, entry)) for name, entry in entries.items())
-    return [Problem(prefix=prefix, name=name, sentence=sentence) for name, sentence in found if sentence]
+    said = ((name, _problem(store, entry)) for name, entry in entries.items())
+    return [Problem(prefix=prefix, name=name, sentence=sentence) for name, sentence in said if sentence]
+
+
+def _read_manifest(store: ObjectStore, prefix: str) -> _ReadManifest:
+    digest: str | None = None
+
+    def parse(data: bytes, address: str) -> Manifest:
+        nonlocal digest
+        digest = hashlib.sha256(data).hexdigest()
+        return parse_manifest(data, address)
+
+    try:
+        return _ReadManifest(prefix, read_record(store, manifest_key(prefix), parse), digest, None)
+    except ObjectMissing:
+        return _ReadManifest(prefix, None, None, None)
+    except CorruptObjectError as error:
+        return _ReadManifest(prefix, None, digest, Problem(prefix=prefix, name=MANIFEST, sentence=str(error)))
 
 
 def verify_store(store: ObjectStore) -> Verified:
     """Check everything in the store that carries a digest, and that what each release serves is what was promoted."""
     found = Verified()
     folders = list(output_prefixes(store))
+    digests: dict[str, str | None] = {}
     for folder in folders:
-        _read_folder(store, folder, found)
-    records = [*_records(store, ("runs/", "releases/", "pushes/")), *_records(store, (f"{top}attempts/" for top in folders))]
+        manifest = _read_manifest(store, folder)
+        digests[folder] = manifest.sha256
+        _read_folder(store, manifest, every_begun(store, folder), found)
+    keys = [
+        *_record_keys(store, ("runs/", "releases/", "pushes/")),
+        *_record_keys(store, (f"{top}attempts/" for top in folders)),
+    ]
     with ThreadPoolExecutor(_READERS) as pool:
-        found.problems += [problem for problem in pool.map(lambda key: _bad_record(store, key), records) if problem]
+        records = dict(zip(keys, pool.map(lambda key: _record(store, key), keys), strict=True))
+    found.problems += [record for record in records.values() if isinstance(record, Problem)]
     found.num_records = len(records)
-    found.problems += _bad_releases(store)
+    found.problems += _bad_releases(store, records, digests)
     return found
 
 
@@ -90,67 +129,80 @@ def verify_folders(store: ObjectStore, folders: Sequence[str]) -> Verified:
     """Check these outputs, with the checkpoints of those that are trainings.
 
     Raises:
-        MissingInputError: One of them is no finished output, nor a training with checkpoints; nothing is read then.
+        MissingInputError: One of them is no finished output, nor a training with checkpoints; no object is read then.
     """
     found = Verified()
-    for folder in folders:
-        if store.head(manifest_key(folder)) is None and not any(every_committed(store, folder)):
+    manifests = {folder: _read_manifest(store, folder) for folder in folders}
+    for folder, manifest in manifests.items():
+        if manifest.sha256 is None and not any(every_committed(store, folder)):
             raise MissingInputError(
                 f"{store.url.rstrip('/')}/{folder}: no finished output here: its manifest.json is missing;"
                 " `stagecoach show RUN` lists a run's outputs"
             )
-    for folder in dict.fromkeys(folders):
-        _read_folder(store, folder, found)
+    for folder, manifest in manifests.items():
+        _read_folder(store, manifest, every_begun(store, folder), found)
     return found
 
 
-def _read_folder(store: ObjectStore, folder: str, found: Verified) -> None:
+def _read_folder(
+    store: ObjectStore, manifest: _ReadManifest, checkpoints: Iterable[Checkpoint], found: Verified
+) -> None:
     """Check an output and the checkpoints below it."""
     read: set[ObjectEntry] = set()
-    if store.head(manifest_key(folder)) is None:
-        found.unfinished.append(folder)
+    if manifest.sha256 is None:
+        found.unfinished.append(manifest.prefix)
     else:
         found.num_outputs += 1
-        found.problems += verify_output(store, folder, read)
-    for checkpoint in every_committed(store, folder):
-        found.num_checkpoints += 1
-        found.problems += verify_output(store, checkpoint.prefix(folder), read)
+        found.problems += _problems(store, manifest, read)
+    for checkpoint in checkpoints:
+        below = _read_manifest(store, checkpoint.prefix(manifest.prefix))
+        if below.sha256 is not None:
+            found.num_checkpoints += 1
+            found.problems += _problems(store, below, read)
 
 
-def _records(store: ObjectStore, prefixes: Iterable[str]) -> list[str]:
+def _record_keys(store: ObjectStore, prefixes: Iterable[str]) -> list[str]:
     return [info.key for prefix in prefixes for info in store.list(prefix) if info.key.endswith(".json")]
 
 
-def _bad_record(store: ObjectStore, key: str) -> Problem | None:
-    folder, _, name = key.rpartition("/")
+def _record(store: ObjectStore, key: str) -> dict[str, Any] | Problem:
     try:
-        read_sealed(store, key)
+        return read_sealed(store, key)
     except CorruptObjectError as error:
-        return Problem(prefix=f"{folder}/", name=name, sentence=_without_address(store, key, error))
+        return _bad(key, str(error).removeprefix(f"{_address(store, key)}: "))
     except ObjectMissing:
-        return Problem(prefix=f"{folder}/", name=name, sentence="the object is missing")
-    return None
+        return _bad(key, "the object is missing")
 
 
-def _without_address(store: ObjectStore, key: str, error: CorruptObjectError) -> str:
-    return str(error).removeprefix(f"{store.url.rstrip('/')}/{key}: ")
+def _bad(key: str, sentence: str) -> Problem:
+    folder, _, name = key.rpartition("/")
+    return Problem(prefix=f"{folder}/", name=name, sentence=sentence)
 
 
-def _bad_releases(store: ObjectStore) -> Iterator[Problem]:
+def _address(store: ObjectStore, key: str) -> str:
+    return f"{store.url.rstrip('/')}/{key}"
+
+
+def _bad_releases(
+    store: ObjectStore, records: Mapping[str, dict[str, Any] | Problem], digests: Mapping[str, str | None]
+) -> Iterator[Problem]:
     """Yield the newest record of each release whose export is gone or another one; damaged records are found as such."""
-    for name in release_names(store):
-        try:
-            history = read_releases(store, name)
-        except CorruptObjectError:
+    newest: dict[str, str] = {}
+    for key in records:
+        numbers = _RELEASE.fullmatch(key)
+        if numbers:
+            newest[numbers[1]] = max(key, newest.get(numbers[1], key), key=lambda each: (len(each), each))
+    for key in newest.values():
+        values = records[key]
+        if isinstance(values, Problem):
             continue
-        newest = history.get(max(history, default=0))
-        if newest is None or newest.export is None:
-            continue
         try:
-            check_export(store, newest.export, newest.manifest_sha256, "what it serves")
+            release = parse_release(values, _address(store, key))
+            if release.export is not None:
+                found = digests.get(release.export)
+                check_digest(store, release.export, found, release.manifest_sha256, "what it serves")
         except (CorruptObjectError, MissingInputError) as error:
-            key = numbered(release_prefix(name), max(history))
-            yield Problem(prefix=release_prefix(name), name=key.rpartition("/")[2], sentence=str(error))
+            yield _bad(key, str(error).removeprefix(f"{_address(store, key)}: "))
 
 
 def _problem(store: ObjectStore, entry: ObjectEntry) -> str | None:

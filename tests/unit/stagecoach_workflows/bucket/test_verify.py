@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from stagecoach.paths import checkpoint_prefix, finished_prefix, manifest_key, p
 from stagecoach.records import write_numbered, write_record
 from stagecoach.releases import Evidence, Release, append_release, check_export, write_evidence
 from stagecoach.sealed import seal
+from stagecoach.storage.base import ObjectInfo
 from stagecoach.storage.local import LocalStore
+from stagecoach_workflows.bucket.verify import verify_folders, verify_store
 from stagecoach_workflows.cli.main import app
 
 RUN, TRAINED, EXPORT = "20261125T000000Z-a", "trained/m-1/", "exports/m-2/"
@@ -97,6 +100,53 @@ def test_a_damaged_object_is_named_those_of_checkpoints_too(
     assert code == 79
     assert f"{prefix}object: expected sha256" in text
     assert says(store, capsys, TRAINED)[0] == (0 if prefix == EXPORT else 79)
+
+
+@pytest.mark.parametrize("names", [(), (TRAINED, EXPORT)])
+def test_every_object_is_asked_for_once(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, names: Sequence[str]
+) -> None:
+    """Manifests and records of releases, too, which cost a request each on S3."""
+    asked: Counter[str] = Counter()
+    heads: Counter[str] = Counter()
+    real_get, real_head = store.get, store.head
+
+    def get(key: str) -> bytes:
+        asked[key] += 1
+        return real_get(key)
+
+    def head(key: str) -> ObjectInfo | None:
+        heads[key] += 1
+        return real_head(key)
+
+    monkeypatch.setattr(store, "get", get)
+    monkeypatch.setattr(store, "head", head)
+    found = verify_folders(store, names) if names else verify_store(store)
+    manifests = {f"{TRAINED}manifest.json", f"{CHECKPOINT}manifest.json", f"{EXPORT}manifest.json"}
+    assert (found.num_outputs, found.num_checkpoints, found.problems) == (2, 1, [])
+    assert asked == dict.fromkeys(asked, 1)
+    assert manifests < {*asked} if not names else manifests == {*asked}
+    assert [key for key in heads if not key.startswith((f"{TRAINED}try-", f"{CHECKPOINT}try-", f"{EXPORT}try-"))] == []
+
+
+def test_an_old_record_that_is_damaged_hides_no_export_that_is_gone(
+    store: LocalStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = {1: Release(outcome="refused", candidate=EXPORT, export=None)}
+    append_release(store, "chat", first, Release(outcome="promoted", candidate=EXPORT, export=EXPORT))
+    store.put("releases/chat/0001.json", b"bad")
+    store.delete([manifest_key(EXPORT)])
+    code, text = says(store, capsys)
+    assert code == 79
+    assert "releases/chat/0001.json: " in text
+    assert "releases/chat/0002.json: what it serves" in text
+
+
+def test_a_record_that_is_none_of_a_release_is_named(store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
+    store.put("releases/chat/0002.json", seal({"outcome": "perhaps"}))
+    code, text = says(store, capsys)
+    assert code == 79
+    assert "releases/chat/0002.json: not a release record" in text
 
 
 def test_json_holds_problems_alone_and_what_was_not_checked_is_said_beside_it(
