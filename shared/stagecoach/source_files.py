@@ -10,6 +10,10 @@ from stagecoach.errors import MissingInputError
 
 _SAFETENSORS = re.compile(r"model(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?")
 _TORCH = re.compile(r"pytorch_model(?:-\d{5}-of-\d{5})?\.bin(?:\.index\.json)?")
+RANK_FILE = re.compile(r"(?:.*/)?(release|iter_\d{7})/mp_rank_(\d{2})(?:_(\d{3}))?/model_(?:optim_)?rng\.pt")
+"""Weights of one rank of the original system: iteration, tensor rank, pipeline stage where there are several."""
+TRACKER = "latest_checkpointed_iteration.txt"
+"""Names the iteration that counts in a checkpoint of the original system."""
 _DOCUMENT = re.compile(r"(?:LICEN[CS]E|NOTICE|COPYING|USE_POLICY|README)(?:\..*)?", re.IGNORECASE)
 _DATA = re.compile(r".*\.(?:jsonl|ndjson|json|parquet)(?:\.(?:gz|zst))?", re.IGNORECASE | re.DOTALL)
 _NO_DATA = re.compile(r"(?:dataset_infos?|state|dataset_dict)\.json")
@@ -29,7 +33,8 @@ _TOKENIZER_FILES = frozenset(
 
 
 def model_files(paths: Iterable[str], origin: str) -> list[str]:
-    """Return config.json, generation_config.json and the weights, sorted: safetensors, or .bin where there is none.
+    """Return config.json, generation_config.json and the weights, sorted: safetensors, .bin where there is none, or
+    else the rank files of the original system and what names their iteration.
 
     Other weights that lie beside them (``consolidated``, adapters, ONNX, subfolders) are left alone.
 
@@ -38,24 +43,39 @@ def model_files(paths: Iterable[str], origin: str) -> list[str]:
         origin: The source, for errors.
 
     Raises:
-        MissingInputError: No config.json, no weights, or an index whose files are not there.
+        MissingInputError: No config.json, no weights, an index whose files are not there, or several iterations of the
+            original system and nothing that names one.
     """
     top = {path for path in paths if "/" not in path}
     if "config.json" not in top:
         raise MissingInputError(f"{origin}: expected a config.json beside the weights, found {_some(paths)}")
     weights = {path for path in top if _SAFETENSORS.fullmatch(path)} or {path for path in top if _TORCH.fullmatch(path)}
     files = {path for path in weights if not path.endswith(".index.json")}
+    configs = {"config.json", "generation_config.json"} & top
     if not files:
-        raise MissingInputError(
-            f"{origin}: expected weights (model.safetensors, model-00001-of-0000N.safetensors or pytorch_model*.bin),"
-            f" found {_some(paths)}"
-        )
+        return sorted(_original_files(paths, origin) | configs)
     whole = {path for path in files if "-of-" not in path}
     if whole:
         weights = whole  # needs neither parts nor an index
     else:
         _check_all_parts(files, origin)
-    return sorted(weights | ({"config.json", "generation_config.json"} & top))
+    return sorted(weights | configs)
+
+
+def _original_files(paths: Iterable[str], origin: str) -> set[str]:
+    ranks = {path: match[1] for path in paths if (match := RANK_FILE.fullmatch(path))}
+    trackers = {path for path in paths if path.rsplit("/", 1)[-1] == TRACKER}
+    if not ranks:
+        raise MissingInputError(
+            f"{origin}: expected weights (model.safetensors, model-00001-of-0000N.safetensors, pytorch_model*.bin or"
+            f" release/mp_rank_*/model_optim_rng.pt), found {_some(paths)}"
+        )
+    if not trackers and len(set(ranks.values())) > 1:
+        raise MissingInputError(
+            f"{origin}: expected {TRACKER} beside several iterations ({', '.join(sorted(set(ranks.values()))[:8])}); add"
+            " it, or name the files of one under files"
+        )
+    return set(ranks) | trackers
 
 
 def document_files(paths: Iterable[str]) -> list[str]:

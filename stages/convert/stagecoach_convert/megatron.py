@@ -23,13 +23,11 @@ from stagecoach.architectures.hf_names import hub_tensors
 from stagecoach.architectures.registry import FAMILIES, ModelSpec, native_tensors
 from stagecoach.errors import DataError, shown
 from stagecoach.formats.tensor_file import Array
+from stagecoach.source_files import RANK_FILE, TRACKER
 from stagecoach_convert.accounting import listed
 from stagecoach_convert.pickle_reader import Namespace, PickledTensor, TorchFile
 from stagecoach_convert.torch_source import flat_tensors
 
-TRACKER = "latest_checkpointed_iteration.txt"
-
-_RANK_FILE = re.compile(r"(?:.*/)?(release|iter_\d{7})/mp_rank_(\d{2})(?:_(\d{3}))?/model_(?:optim_)?rng\.pt")
 _LAYER = re.compile(r"(?:transformer|encoder)\.layers\.(\d+)\.(.+)")
 _RENAMED = {"self_attention.": "attention."}
 _MERGED_AT_ONCE = 4
@@ -37,7 +35,7 @@ _MERGED_AT_ONCE = 4
 
 def is_megatron(names: Iterable[str]) -> bool:
     """Say whether a directory holds a checkpoint of the original system."""
-    return any(_RANK_FILE.fullmatch(name) for name in names)
+    return any(RANK_FILE.fullmatch(name) for name in names)
 
 
 class MegatronSource:
@@ -267,7 +265,7 @@ def half_split(qkv: Array, spec: ModelSpec) -> Array:
 
 def _open_ranks(names: list[str], path_of: Callable[[str], Path], origin: str) -> dict[tuple[int, int], TorchFile]:
     """Return (tensor rank, pipeline stage) -> file of the iteration that the tracker names, or of the only one."""
-    matches = [(name, match) for name in names if (match := _RANK_FILE.fullmatch(name))]
+    matches = [(name, match) for name in names if (match := RANK_FILE.fullmatch(name))]
     tracker = next((name for name in names if name.rsplit("/", 1)[-1] == TRACKER), None)
     if tracker is not None:
         text = path_of(tracker).read_text(encoding="utf-8", errors="replace").strip()

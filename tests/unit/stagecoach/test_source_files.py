@@ -76,6 +76,28 @@ def test_an_incomplete_model_is_refused(paths: list[str], expected: str) -> None
         model_files(paths, "m")
 
 
+RANKS = [f"iter_0000152/mp_rank_{tp:02d}_{pp:03d}/model_rng.pt" for tp in (0, 1) for pp in (0, 1)]
+ORIGINAL = [
+    *RANKS,
+    *(path.replace("model_rng.pt", "optim.pt") for path in RANKS),
+    "config.json",
+    "latest_checkpointed_iteration.txt",
+    "tokenizer.model",
+]
+
+
+def test_rank_files_of_the_original_system_are_taken_without_their_optimizer() -> None:
+    assert model_files(ORIGINAL, "m") == ["config.json", *RANKS, "latest_checkpointed_iteration.txt"]
+    assert model_files([*ORIGINAL, "model.safetensors"], "m") == ["config.json", "model.safetensors"]
+
+
+def test_several_iterations_need_what_names_one() -> None:
+    other = "release/mp_rank_00/model_optim_rng.pt"
+    assert other in model_files([*ORIGINAL, other], "m")
+    with pytest.raises(MissingInputError, match=r"beside several iterations \(iter_0000152, release\)"):
+        model_files([*ORIGINAL[:-2], other], "m")
+
+
 def test_documents_and_tokenizer_files() -> None:
     assert document_files(MISTRAL) == ["LICENSE.txt", "README.md"]
     assert tokenizer_files(MISTRAL, "m") == [

@@ -75,13 +75,15 @@ def original_files(
     *,
     nested: bool,
     iteration: str = "release",
+    file_name: str = "model_optim_rng.pt",
     padded: int = 384,
     tied: bool = False,
     change: Callable[[dict[str, Any], int, int], object] = lambda model, rank, stage: None,
 ) -> dict[str, bytes]:
     """The rank files of one checkpoint; vocabulary padded, layers numbered from 0 on each stage.
 
-    ``change`` may do something to a rank's model, given tensor rank and stage.
+    ``file_name`` is ``model_rng.pt`` where a training sharded its optimizer; ``change`` may do something to a rank's model,
+    given tensor rank and stage.
     """
     hub = hub_arrays({**CONFIG, "tie_word_embeddings": tied})
     vocab = {
@@ -128,5 +130,5 @@ def original_files(
                 copy = torch.from_numpy(np.split(vocab["model.embed_tokens.weight"], tp)[rank].copy())
                 model["word_embeddings_for_head"] = {"weight": copy}
             change(model, rank, stage)
-            files[f"{iteration}/{folder}/model_optim_rng.pt"] = torch_bytes({**content, "model": model})
+            files[f"{iteration}/{folder}/{file_name}"] = torch_bytes({**content, "model": model})
     return files
