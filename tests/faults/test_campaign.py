@@ -48,10 +48,29 @@ def test_a_plot_fails_what_it_says() -> None:
 @pytest.mark.parametrize("alone", [True, False])
 def test_an_outage_in_a_stream_uses_up_the_tries_of_one_request(alone: bool) -> None:
     parts = [f"/b/a?partNumber={number}&uploadId=x" for number in (1, 2, 1, 2, 3, 2, 1, 2, 3)]
-    paths = [("POST", "/b/a?uploads"), *(("PUT", path) for path in parts), ("POST", "/b/a?uploadId=x")]
-    outage = StreamOutage("part", number=2, tries=3, alone=alone)
+    begin, end = ("POST", "/b/a?uploads"), ("POST", "/b/a?uploadId=x")
+    paths = [
+        ("POST", "/b/other?uploads"),
+        begin,
+        begin,
+        begin,
+        begin,
+        *(("PUT", path) for path in parts),
+        end,
+        end,
+        end,
+        end,
+    ]
+    outage = StreamOutage("a", part=2, tries=3, alone=alone)
     failed = [number for number, (method, path) in enumerate(paths) if outage.fails(Request(method, path, number, ""))]
-    assert failed == ([2, 4, 6] if alone else [2, 3, 4, 5, 6])
+    assert failed == [1, 2, 3, *((6, 8, 10) if alone else range(6, 11)), 14, 15, 16]
+
+
+def test_an_outage_lies_in_the_middle_of_the_parts_of_its_object() -> None:
+    for seed in range(100):
+        outage = StreamOutage.of(Case(seed).random, {"x/small": 1, "x/two": 2, "x/large": 5}, tries=3)
+        assert outage.name == "large"
+        assert 2 <= outage.part <= 4
 
 
 def test_the_table_replaces_itself_only(tmp_path: Path) -> None:

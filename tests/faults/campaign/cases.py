@@ -10,6 +10,8 @@ SCOPES = ("download", "convert", "shard", "pack", "train", "export")
 WHOLE = "end to end"
 STREAM = "S3 fails in a stream"
 """For longer than the retries, and then it works again while the stage still runs."""
+STREAM_STEPS = 3
+"""Its beginning, a part in its middle and its completion fail; each ends a command."""
 
 DIRECTORY_KINDS = (
     "kill at any time",

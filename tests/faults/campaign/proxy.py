@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import random
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
-from tests.faults.campaign.cases import STREAM
+from tests.faults.campaign.cases import STREAM, STREAM_STEPS
 from tests.faults.campaign.small_parts import SmallParts
 from tests.faulty_s3 import Answer, FaultKind, Request, faulty_s3
 
@@ -66,39 +65,46 @@ class Plot:
 
 @dataclass
 class StreamOutage:
-    """Every try of one request of an upload in parts fails, and what else is asked meanwhile; then all is well again."""
+    """Every try of one request of an object's upload in parts fails, and all is well again; then of another one.
 
-    step: str
-    """A key of ``STEPS``."""
-    number: int
-    """The how manieth request of that step it is, tries not counted."""
+    The steps are the upload's beginning, a part in its middle and its completion: only a failure of the last one could
+    never leave a hole in the object.
+    """
+
+    name: str
+    """Last part of the object's key; the first upload of such an object that gets so far is meant."""
+    part: int
+    """Number of the part, from 1."""
     tries: int
     """How often the client asks before it gives up."""
     alone: bool
     """Whether other requests get through meanwhile."""
-    _seen: list[str] = field(default_factory=list)
-
-    STEPS: ClassVar = {"begin": r"POST .*\?uploads", "part": r"PUT .*partNumber=", "complete": r"POST .*uploadId="}
+    _path: str = ""
+    _left: int = 0
+    _begun: int = 0
 
     @classmethod
-    def of(cls, rng: random.Random, objects_parts: list[int], tries: int) -> StreamOutage:
-        """Draw one; ``objects_parts`` has the number of parts of each object that goes in parts."""
-        step = rng.choice(tuple(cls.STEPS))
-        last = sum(objects_parts) if step == "part" else len(objects_parts)
-        return cls(step, rng.randint(1, last), tries, rng.random() < 0.5)
+    def of(cls, rng: random.Random, objects_parts: dict[str, int], tries: int) -> StreamOutage:
+        """Draw one; ``objects_parts`` has the number of parts of each object by its name, and one has more than two."""
+        name = rng.choice(sorted(name for name, parts in objects_parts.items() if parts > 2))
+        part = rng.randint(2, objects_parts[name] - 1)
+        return cls(name.rpartition("/")[2], part, tries, rng.random() < 0.5)
 
     def fails(self, request: Request) -> bool:
         """Whether this request fails; called for one request after the other."""
-        if len(self._seen) < self.number:
-            if request.path in self._seen or not re.match(self.STEPS[self.step], f"{request.method} {request.path}"):
+        if not self._left:
+            if self._begun == STREAM_STEPS or not self._is_next(request):
                 return False
-            self._seen.append(request.path)
-            if len(self._seen) < self.number:
-                return False
-        is_it = request.path == self._seen[-1]
-        fails = self.tries > 0 and (is_it or not self.alone)
-        self.tries -= is_it
-        return fails
+            self._begun += 1
+            self._path, self._left = f"{request.method} {request.path}", self.tries
+        is_it = f"{request.method} {request.path}" == self._path
+        self._left -= is_it
+        return is_it or not self.alone
+
+    def _is_next(self, request: Request) -> bool:
+        method, query = (("POST", "uploads"), ("PUT", f"partNumber={self.part}&"), ("POST", "uploadId="))[self._begun]
+        name, _, asked = request.path.rpartition("/")[2].partition("?")
+        return (request.method, name) == (method, self.name) and asked.startswith(query)
 
 
 @contextmanager

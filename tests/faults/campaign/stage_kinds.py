@@ -19,7 +19,7 @@ from stagecoach.storage.local import LocalStore
 from stagecoach_workflows.bucket.gc import delete_garbage, plan_gc
 from tests.faults.campaign import sabotage
 from tests.faults.campaign.bench import OLD_SECONDS, OTHER_OBJECTS, StageWork, age
-from tests.faults.campaign.cases import STREAM, Case
+from tests.faults.campaign.cases import STREAM, STREAM_STEPS, Case
 from tests.faults.campaign.processes import Child, fork
 from tests.faulty_store import flip_bit
 from tests.micro_run import RUN
@@ -169,7 +169,10 @@ def s3_fault(work: StageWork, case: Case) -> Disturbed:
         else:
             sabotage.quick_s3(timeout)
 
-    code = work.attempt(prepare)
+    for _ in range(STREAM_STEPS if case.kind == STREAM else 1):
+        code = work.attempt(prepare)
+        if code != 69:  # done, by a training that waited for the store, or badly
+            break
     return Disturbed(code, True, (78,) if case.kind == "S3 denies" else (69,))
 
 
