@@ -23,7 +23,7 @@ from stagecoach.parallel.rectangles import Span
 from stagecoach.storage.transfer import write_all
 
 _BLOCKS_AT_ONCE = 4
-_RANGE_BYTES = 16 * 1024 * 1024
+_RANGE_BYTES = 8 * 1024 * 1024
 """Of one request; bounds the memory, and is small enough for the allocator to use it again."""
 
 

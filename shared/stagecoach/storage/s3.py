@@ -18,6 +18,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,16 +200,21 @@ class S3Store:
 
     def get_range(self, key: str, start: int, size_bytes: int) -> bytes:
         """See ``ObjectStore.get_range``."""
-        buffer = bytearray(size_bytes)
+        if not size_bytes:
+            return b""
+        full, part = self._full(key), Part(0, start, size_bytes)
 
-        def place(at: int, piece: memoryview) -> None:
-            buffer[at - start : at - start + len(piece)] = piece
+        def fetch(ask: S3Requests) -> bytes:
+            stream = BytesIO()  # gives its bytes away without a copy
 
-        if size_bytes:
-            with self._calls.errors(key):
-                full, part = self._full(key), Part(0, start, size_bytes)
-                self._calls.retry(lambda ask: ask.get_part(full, part, None, place))
-        return bytes(buffer)
+            def take(_: int, piece: memoryview) -> None:
+                stream.write(piece)
+
+            ask.get_part(full, part, None, take)
+            return stream.getvalue()
+
+        with self._calls.errors(key):
+            return self._calls.retry(fetch)
 
     def get_file(self, key: str, path: Path, *, on_bytes: Callable[[memoryview], None] | None = None) -> None:
         """See ``ObjectStore.get_file``."""
