@@ -135,6 +135,14 @@ def alive(pid: int) -> bool:
         return False
 
 
+def wait_for_the_end_of(ranks: list[int]) -> None:
+    """Wait for the last of these processes; 10 seconds after a failure they are all gone, on a busy machine too."""
+    limit_seconds = time.monotonic() + 10
+    while any(alive(rank) for rank in ranks):
+        assert time.monotonic() < limit_seconds
+        time.sleep(0.05)
+
+
 def test_killed_between_two_checkpoint_objects(one: Training, undisturbed: dict[int, Training]) -> None:
     process = one.start(STAGECOACH_FAULT="between two checkpoint objects")
     assert process.wait(timeout=WAIT_SECONDS) == -signal.SIGKILL
@@ -159,7 +167,7 @@ def test_sigterm_saves_and_exits_75_within_10_seconds(two: Training, undisturbed
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=WAIT_SECONDS) == 75, two.log
-    assert time.monotonic() - started < 30  # 10 s on an idle machine
+    assert time.monotonic() - started < 10
     stopped_after = re.search(r"stopped after step (\d+) of 40 \(SIGTERM arrived\), everything is saved", two.log)
     assert stopped_after, two.log
     two.finish()
@@ -173,16 +181,16 @@ def test_sigterm_before_the_first_step(two: Training) -> None:
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=WAIT_SECONDS) == 75, two.log
-    assert time.monotonic() - started < 30  # 10 s on an idle machine
+    assert time.monotonic() - started < 10
 
 
 def test_a_killed_rank_is_named_and_ends_the_run(two: Training, undisturbed: dict[int, Training]) -> None:
     process = two.start()
     two.wait_for(two.has_checkpoint, process)
-    started = time.monotonic()
-    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    ranks = ranks_of(process)
+    os.kill(ranks[1], signal.SIGKILL)
+    wait_for_the_end_of(ranks)
     assert process.wait(timeout=WAIT_SECONDS) == 71, two.log
-    assert time.monotonic() - started < 30  # 10 s on an idle machine
     assert "rank 1 of 2: was ended by SIGKILL" in two.log
     two.finish()
     assert two.weights == undisturbed[2].weights
@@ -194,10 +202,7 @@ def test_ranks_end_when_their_launcher_is_killed(two: Training, undisturbed: dic
     ranks = ranks_of(process)
     process.kill()
     process.wait()
-    limit = time.monotonic() + 10
-    while any(alive(rank) for rank in ranks):
-        assert time.monotonic() < limit
-        time.sleep(0.05)
+    wait_for_the_end_of(ranks)
     two.finish()
     assert two.weights == undisturbed[2].weights
 

@@ -36,11 +36,17 @@ PHASES: dict[str, tuple[str, str, str, int]] = {
     "retention": ("stagecoach_train.checkpoint_writer", "CheckpointWriter", "_retain", 2),
 }
 """Phase -> module, class, function, and at which call of it the pause comes."""
+LAST_PHASES: dict[str, tuple[str, str, str, int]] = {
+    "last checkpoint": ("stagecoach_train.checkpoint_writer", "CheckpointWriter", "_commit", 5),
+    "hand-over": ("stagecoach_train.run", "", "_hand_over", 1),
+    "manifest": ("stagecoach.outputs", "Output", "commit", 1),
+}
+"""The same of what comes after the last step: nothing is left to train, and the output's manifest is not there yet."""
 
 
 def pause(phase: str, seconds: float, file: Path) -> None:
     """Let this process stand still in a phase; only a rank that runs in this very process meets it."""
-    module, owner, name, number = PHASES[phase]
+    module, owner, name, number = (PHASES | LAST_PHASES)[phase]
     holder: Any = importlib.import_module(module)
     holder = getattr(holder, owner) if owner else holder
     inner, calls = getattr(holder, name), itertools.count(1)

@@ -39,6 +39,7 @@ from stagecoach_train.signals import StopRequest
 
 GRACE_SECONDS = 3.0
 SAVING_GRACE_SECONDS = 60.0
+LAST_LINES_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 _TAIL_LINES = 30
 _ASKED_TO_STOP = (-signal.SIGTERM, -signal.SIGINT)
@@ -247,10 +248,11 @@ class Launcher:
         survivors = [rank for rank in self._ranks if rank.process.poll() is None]
         for rank in survivors:
             rank.process.kill()
+        limit_seconds = time.monotonic() + LAST_LINES_SECONDS  # for all together
         for rank in self._ranks:
             rank.process.wait()
             if rank.reader is not None:
-                rank.reader.join(timeout=GRACE_SECONDS)
+                rank.reader.join(timeout=max(0.0, limit_seconds - time.monotonic()))
             if rank.process.stdin is not None:
                 rank.process.stdin.close()
             # A process that a rank started may still hold the other end; closing under its reader would wait for it.

@@ -97,9 +97,9 @@ class StopRequest:
 
         Args:
             exit_now: What ends a process whose state is expendable; tests pass a fake.
-            ends_process: The process ends after the block. A signal that comes again, as the workflow engine and the
-                kubelet each send one, is then ignored: it would put 143 in the place of the exit code that says what
-                was saved.
+            ends_process: The process ends after the block, and everything is saved: SIGTERM is ignored from then on,
+                the first one and one that comes again, as the workflow engine and the kubelet each send one. It would
+                put 143 in the place of the exit code that says what was saved, or that all is done.
 
         A SIGINT that comes after another signal, and not together with it, is a person who does not want to wait: it
         ends the process at once, as what is half-written is trusted by nobody.
@@ -123,8 +123,10 @@ class StopRequest:
         finally:
             self._left.set()
             signal.set_wakeup_fd(old_descriptor)
+            if ends_process:
+                handlers[signal.SIGTERM] = signal.SIG_IGN
             if ends_process and self._signalled:
-                handlers = {signal.SIGTERM: signal.SIG_IGN, signal.SIGINT: end}
+                handlers[signal.SIGINT] = end
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             os.close(sending)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,14 @@ RECIPE: dict[str, Any] = {
     "save_every_steps": 2,
     "evaluate_every_steps": 3,
 }
+
+
+@pytest.fixture(autouse=True)
+def sigterm_comes_back() -> Iterator[None]:
+    """The stage's process ends after its work, so it leaves SIGTERM ignored; this process goes on."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def config(**values: Any) -> TrainConfig:

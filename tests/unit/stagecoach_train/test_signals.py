@@ -106,12 +106,28 @@ class TestSignals:
             ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=60)
             assert (ended.returncode, ended.stdout) == (0, b"True\n"), ended.stderr
 
+    def test_a_signal_that_comes_when_all_is_done_leaves_a_process_its_exit_code(self) -> None:
+        """What is left is the manifest of what is there already: 0, not 143."""
+        program = (
+            "import os, signal; from stagecoach_train.signals import StopRequest\n"
+            "with StopRequest().listening(ends_process=True): pass\n"
+            "os.kill(os.getpid(), signal.SIGTERM)"
+        )
+        assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_handlers_come_back_where_no_signal_came(self, number: signal.Signals) -> None:
+    def test_handlers_come_back_where_the_process_goes_on(self, number: signal.Signals) -> None:
         before = signal.getsignal(number)
-        with StopRequest().listening(exit_now=_never, ends_process=True):
+        with StopRequest().listening(exit_now=_never):
             assert signal.getsignal(number) is not before
         assert signal.getsignal(number) is before
+
+    def test_ctrl_c_is_the_keyboards_again_where_no_signal_came(self) -> None:
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        with StopRequest().listening(exit_now=_never, ends_process=True):
+            assert signal.getsignal(signal.SIGINT) is not before[signal.SIGINT]
+        assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
+        signal.signal(signal.SIGTERM, before[signal.SIGTERM])
 
     def test_an_expendable_process_ends_by_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(signals, "EXPENDABLE_GRACE_SECONDS", 0.2)
