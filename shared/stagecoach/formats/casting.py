@@ -46,8 +46,17 @@ def row_parts(array: Array, dtype: np.dtype[Any]) -> Iterator[Array]:
         yield np.ascontiguousarray(array[start : start + step].astype(dtype, copy=False))
 
 
-def checked_parts(name: str, array: Array, dtype: np.dtype[Any], *, allow_non_finite: bool = False) -> Iterator[Array]:
+def checked_parts(
+    name: str, array: Array, dtype: np.dtype[Any], *, advice: str, allow_non_finite: bool = False
+) -> Iterator[Array]:
     """Yield ``row_parts``, and refuse a NaN or an infinity in them.
+
+    Args:
+        name: Of the tensor, for the error.
+        array: Its rows.
+        dtype: What they become.
+        advice: What to do about an array that holds a NaN or an infinity.
+        allow_non_finite: Yield them as they are.
 
     Raises:
         DataError: ``name`` holds one, or gets one because ``dtype`` is too narrow for its numbers.
@@ -56,18 +65,15 @@ def checked_parts(name: str, array: Array, dtype: np.dtype[Any], *, allow_non_fi
     with np.errstate(over="ignore"):
         for part in row_parts(array, dtype):
             if not allow_non_finite and has_non_finite(part):
-                raise DataError(_sentence(name, array[at : at + part.shape[0]], part, at))
+                raise DataError(_sentence(name, array[at : at + part.shape[0]], part, at, advice))
             at += part.shape[0]
             yield part
 
 
-def _sentence(name: str, before: Array, after: Array, first_row: int) -> str:
+def _sentence(name: str, before: Array, after: Array, first_row: int, advice: str) -> str:
     where = np.argwhere(~np.isfinite(after.astype(np.float32)))[0].tolist()
     value = float(before[tuple(where)])
     at = [where[0] + first_row, *where[1:]]
     if np.isfinite(value):
         return f"{name}: {value:g} at {at} does not fit {after.dtype}; choose a wider dtype"
-    return (
-        f"{name}: expected finite numbers, got {value} at {at}; take another copy of the model, or set"
-        " convert.allow_non_finite"
-    )
+    return f"{name}: expected finite numbers, got {value} at {at}; {advice}"

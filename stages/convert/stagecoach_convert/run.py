@@ -114,11 +114,15 @@ def _tensor(
     def produce() -> Iterator[Array]:
         for run in source_rows(spec, tensor):
             rows = source.tensor(run.tensor)[run.start : min(run.end, growth.old_rows) if grows else run.end]
-            yield from checked_parts(run.tensor, rows, dtype, allow_non_finite=config.allow_non_finite)
+            yield from checked(run.tensor, rows)
             if grows and growth.new_rows > growth.old_rows:
                 count = growth.new_rows - growth.old_rows
                 made = new_rows(rows, count, noise=config.new_row_noise, seed=config.seed, name=tensor.name)
-                yield from checked_parts(tensor.name, made, dtype, allow_non_finite=config.allow_non_finite)
+                yield from checked(tensor.name, made)
+
+    def checked(name: str, rows: Array) -> Iterator[Array]:
+        advice = "take another copy of the model, or set convert.allow_non_finite"
+        return checked_parts(name, rows, dtype, advice=advice, allow_non_finite=config.allow_non_finite)
 
     grows = tensor.kind in ("embedding", "head")
     return TensorToWrite(tensor.name, dtype, tensor.shape, produce)

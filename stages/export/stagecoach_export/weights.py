@@ -57,7 +57,8 @@ def _tensor(
 ) -> TensorToWrite:
     def produce() -> Iterator[Array]:
         for rows in _row_runs(tensor):
-            for part in checked_parts(tensor.name, _read(reader, tensor.native, rows, dtype), dtype):
+            read = _read(reader, tensor.native, rows, dtype)
+            for part in checked_parts(tensor.name, read, dtype, advice="choose another export.iteration"):
                 yield part
                 on_part(part.nbytes)
 

@@ -107,6 +107,19 @@ class TestNumbers:
         with pytest.raises(DataError, match=r"layers\.1\.mlp\.gate_proj\.weight: 3\.4e\+38 at \[0, 0\] does not fit"):
             made.export(dtype="fp16")
 
+    def test_a_training_that_diverged_is_told_to_take_another_iteration(self, tmp_path: Path) -> None:
+        source = hub_arrays(MISTRAL)
+        source["model.norm.weight"][3] = np.nan
+        made = Made(tmp_path)
+        model = made.pipeline.finish("sources/models/m-2/", {**hub_directory(MISTRAL), **_weights(source)})
+        diverged = made.pipeline.convert(model, made.tokenizer, "native/m-2/", allow_non_finite=True)
+        made.trained = made.pipeline.trained(diverged, RankLayout(2, 1), prefix="trained/m-2/")
+        with pytest.raises(
+            DataError, match=r"model\.norm\.weight: .* got nan at \[3\]; choose another export\.iteration"
+        ):
+            made.export()
+        assert list(made.pipeline.store.list("exports/")) == []
+
 
 class TestConfigs:
     def test_config_json_is_the_bases_with_our_changes_only(self, tmp_path: Path) -> None:

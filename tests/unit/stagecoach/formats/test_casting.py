@@ -42,11 +42,12 @@ def test_the_largest_finite_numbers_are_fine() -> None:
 def test_the_sentence_names_tensor_and_place() -> None:
     array = np.zeros((3, 2), np.float32)
     array[2, 1] = np.nan
-    with pytest.raises(DataError, match=r"w: expected finite numbers, got nan at \[2, 1\]"):
-        list(casting.checked_parts("w", array, DTYPES["F32"]))
-    assert np.isnan(np.concatenate(list(casting.checked_parts("w", array, BFLOAT16, allow_non_finite=True)))[2, 1])
+    with pytest.raises(DataError, match=r"w: expected finite numbers, got nan at \[2, 1\]; go back$"):
+        list(casting.checked_parts("w", array, DTYPES["F32"], advice="go back"))
+    allowed = casting.checked_parts("w", array, BFLOAT16, advice="", allow_non_finite=True)
+    assert np.isnan(np.concatenate(list(allowed))[2, 1])
 
 
 def test_a_number_that_does_not_fit_is_named() -> None:
     with pytest.raises(DataError, match=r"w: 70000 at \[1\] does not fit float16"):
-        list(casting.checked_parts("w", np.array([1, 70000], np.float32), DTYPES["F16"]))
+        list(casting.checked_parts("w", np.array([1, 70000], np.float32), DTYPES["F16"], advice=""))
