@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import re
 import signal
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +23,7 @@ from stagecoach.metrics_file import read_metrics
 from stagecoach.outputs import Output, open_input
 from stagecoach.recipe.train import TrainConfig
 from stagecoach.storage.memory import MemoryStore
+from stagecoach_train import signals
 from stagecoach_train.batch import MicroBatchShape
 from stagecoach_train.engine import Engine
 from stagecoach_train.planning import refuse_uneven
@@ -139,6 +144,41 @@ class TestWholeStage:
         with pytest.raises(InterruptedWithProgress, match=r"the wall-clock budget of 1e-06 s is used up"):
             train(store, tmp_path / "cut", wall_clock_budget_seconds=1e-6)
         again = train(store, tmp_path / "again")
+        name = "iter_0000006/rank-00000.safetensors"
+        assert again.objects[name].sha256 == whole.objects[name].sha256
+
+    @pytest.mark.parametrize(
+        ("limit", "reason"),
+        [("budget", "the wall-clock budget of 500 s is used up"), ("deadline", "ARGO_DEADLINE is near")],
+    )
+    def test_a_limit_in_the_middle_saves_and_the_next_attempt_goes_on_from_there(
+        self, limit: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """In the third step an hour goes by."""
+        caplog.set_level(logging.INFO)
+        whole = train(MemoryStore("whole"), tmp_path / "whole")
+        late_seconds = 0.0
+        steps, train_step = itertools.count(1), Engine.train_step
+
+        def slow_step(engine: Engine, *arguments: Any) -> StepResult:
+            nonlocal late_seconds
+            late_seconds += 3600.0 if next(steps) == 3 else 0.0
+            return train_step(engine, *arguments)
+
+        def late() -> float:
+            return time.monotonic() + late_seconds
+
+        store = MemoryStore("cut")
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "train_step", slow_step)
+            patch.setattr(signals, "time", SimpleNamespace(monotonic=late, time=time.time))
+            if limit == "deadline":
+                patch.setenv("ARGO_DEADLINE", datetime.fromtimestamp(time.time() + 500, UTC).isoformat())
+            with pytest.raises(InterruptedWithProgress) as stopped:
+                train(store, tmp_path / "cut", wall_clock_budget_seconds=500 if limit == "budget" else None)
+        assert str(stopped.value).startswith(f"train: stopped after step 3 of 6 ({reason}), everything is saved")
+        again = train(store, tmp_path / "again")
+        assert "attempt 2, from iteration 3" in caplog.text
         name = "iter_0000006/rank-00000.safetensors"
         assert again.objects[name].sha256 == whole.objects[name].sha256
 
