@@ -52,10 +52,11 @@ def tiny_inputs(
     num_heldout: int = 3,
     untrained: bool = False,
     vocab_size: int = 256,
+    spec: ModelSpec = SPEC,
 ) -> dict[str, Input]:
     """Commit shards and packs and open them."""
     return {
-        "shards": _shards(store, scratch),
+        "shards": _shards(store, scratch, spec),
         "packed": _packed(store, scratch, num_packs, num_heldout, untrained, vocab_size),
     }
 
@@ -64,18 +65,18 @@ def _commit(output: Output, task: str) -> None:
     output.commit(task=task, key="0123456789abcdef", name="tiny", output_version=1)
 
 
-def _shards(store: ObjectStore, scratch: Path) -> Input:
+def _shards(store: ObjectStore, scratch: Path, spec: ModelSpec) -> Input:
     output = Output(store, "shards/tiny-0123456789abcdef/", scratch / "shards")
     layout = RankLayout(1, 1, 1)
     random = np.random.default_rng(5)
     tensors = []
-    for tensor in native_tensors(SPEC):
+    for tensor in native_tensors(spec):
         values = random.normal(0, 0.1, tensor.shape) if len(tensor.shape) == 2 else np.ones(tensor.shape)
         array = values.astype(np.float32)
         tensors.append(TensorToWrite(tensor.name, array.dtype, array.shape, functools.partial(np.asarray, array)))
     with output.create(shard_file_name(layout, 0, 0)) as stream:
         write_tensor_file(stream, tensors)
-    output.write_bytes(SHARDS_JSON, Shards(SPEC, layout, "F32").to_bytes())
+    output.write_bytes(SHARDS_JSON, Shards(spec, layout, "F32").to_bytes())
     _commit(output, "shard")
     return open_input(store, output.prefix, scratch / "inputs")
 
