@@ -27,6 +27,7 @@ from stagecoach.errors import DataError
 from stagecoach.formats.tensor_file import DTYPES, Array
 
 _MAX_PICKLE_BYTES = 256 * 1024 * 1024
+_MAX_BYTEORDER_BYTES = 16
 _LOCAL_HEADER_BYTES = 30
 
 _STORAGES: Mapping[str, str] = {
@@ -116,12 +117,26 @@ class TorchFile:
         self.content: Any = _load(program, self.origin)
 
     def _program(self, archive: zipfile.ZipFile) -> bytes:
-        info = self._entries.get("data.pkl")
-        if info is None or info.file_size > _MAX_PICKLE_BYTES:
-            raise DataError(f"{self.origin}: expected a data.pkl of at most 256 MiB in the archive")
-        order = self._entries.get("byteorder")
-        if order is not None and archive.read(order) != b"little":
-            raise DataError(f"{self.origin}: expected little-endian numbers, got {archive.read(order)[:20]!r}")
+        order = self._plain(archive, "byteorder", _MAX_BYTEORDER_BYTES)
+        if order not in (None, b"little"):
+            raise DataError(f"{self.origin}: expected little-endian numbers, got {order!r}")
+        program = self._plain(archive, "data.pkl", _MAX_PICKLE_BYTES)
+        if program is None:
+            raise DataError(
+                f"{self.origin}: expected a data.pkl in the archive, found none; save it again as safetensors"
+            )
+        return program
+
+    def _plain(self, archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes | None:
+        """Return an entry's bytes, None if there is none; a compressed one could become a thousand times larger."""
+        info = self._entries.get(name)
+        if info is None:
+            return None
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > max_bytes:
+            raise DataError(
+                f"{self.origin}: expected {name} of at most {max_bytes:,} bytes, stored as it is, as torch does, got"
+                f" {info.file_size:,} from {info.compress_size:,}; save it again as safetensors"
+            )
         return archive.read(info)
 
     def array(self, tensor: PickledTensor) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,21 @@ class TestRefusing:
         (tmp_path / "x.pt").write_bytes(data[:-cut])
         with pytest.raises(DataError, match=r"a zip archive, torch 1.6 or later"):
             TorchFile(tmp_path / "x.pt")
+
+    @pytest.mark.parametrize("name", ["data.pkl", "byteorder"])
+    def test_a_zip_bomb(self, tmp_path: Path, name: str) -> None:
+        """64 MiB in 64 KiB; torch compresses nothing, so nothing is unpacked."""
+        with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+            if name != "data.pkl":
+                archive.writestr("x/data.pkl", b"N.")
+            archive.writestr(f"x/{name}", b"l" * 2**26, zipfile.ZIP_DEFLATED)
+        tracemalloc.start()
+        try:
+            with pytest.raises(DataError, match=rf"{name} .* stored as it is"):
+                TorchFile(tmp_path / "x.pt")
+            assert tracemalloc.get_traced_memory()[1] < 2**20
+        finally:
+            tracemalloc.stop()
 
     def test_the_old_form_is_named(self, tmp_path: Path) -> None:
         torch.save({"a": torch.ones(2)}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
