@@ -41,20 +41,33 @@ def trained(store: LocalStore) -> Manifest:
     return manifest
 
 
-def test_under_torchrun(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path / "store")
-    tiny_inputs(store, tmp_path / "make")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+@pytest.fixture(scope="module")
+def under_our_launcher(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Digests of the last checkpoint of the same training, started as anybody would."""
+    return run_here([sys.executable], tmp_path_factory.mktemp("ours"))
+
+
+def run_here(launch: list[str], folder: Path) -> dict[str, str]:
+    """Train on this machine to the end; returns the digests of the last checkpoint's files."""
+    store = LocalStore(folder / "store")
+    tiny_inputs(store, folder / "make")
     done = subprocess.run(
-        [*command, "tests.faults.train_driver", store.url, "run-a", json.dumps(RECIPE)],
+        [*launch, "-m", "tests.faults.train_driver", store.url, "run-a", json.dumps(RECIPE)],
         cwd=ROOT,
-        env=environ(tmp_path / "scratch"),
+        env=environ(folder / "scratch"),
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert len([name for name in trained(store).objects if name.startswith("iter_0000004/rank-")]) == 2
+    return last_checkpoint(store)
+
+
+def test_under_torchrun_the_bits_are_those_of_our_launcher(tmp_path: Path, under_our_launcher: dict[str, str]) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    found = run_here(launch, tmp_path)
+    assert len(found) == 2
+    assert found == under_our_launcher
 
 
 def start_two_machines(
@@ -94,11 +107,11 @@ def last_checkpoint(store: LocalStore) -> dict[str, str]:
     return {name: entry.sha256 for name, entry in objects.items() if name.startswith("iter_0000004/rank-")}
 
 
-def test_on_two_machines(tmp_path: Path) -> None:
+def test_on_two_machines_the_bits_are_those_of_one(tmp_path: Path, under_our_launcher: dict[str, str]) -> None:
     store = LocalStore(tmp_path / "store")
     tiny_inputs(store, tmp_path / "make")
     run_on_two_machines(store, tmp_path, RECIPE, "run-a")
-    assert len(last_checkpoint(store)) == 2
+    assert last_checkpoint(store) == under_our_launcher
 
 
 @pytest.mark.slow
