@@ -13,6 +13,7 @@ import json
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import RawIOBase
@@ -104,7 +105,7 @@ class CheckpointWriter:
         self._scratch = scratch
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._report: SaveReport | None = None
+        self._reports: deque[SaveReport] = deque()
         self._fenced: str | None = None
         scratch.mkdir(parents=True, exist_ok=True)
 
@@ -136,16 +137,13 @@ class CheckpointWriter:
         return self._thread is not None and self._thread.is_alive()
 
     def check(self) -> SaveReport | None:
-        """Return the report of a checkpoint that was committed since the last call, or None.
+        """Return the report of a checkpoint that was committed, each once and the oldest first, or None.
 
         Raises:
             BaseException: What ended the writing in the background.
         """
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        report, self._report = self._report, None
-        return report
+        self._raise_error()
+        return self._reports.popleft() if self._reports else None
 
     def wait(self) -> None:
         """Wait until the checkpoint that is being written is committed.
@@ -156,8 +154,12 @@ class CheckpointWriter:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self._raise_error()
+
+    def _raise_error(self) -> None:
         if self._error is not None:
-            self.check()
+            error, self._error = self._error, None
+            raise error
 
     def _run(self, step: int, pieces: list[StatePiece], state: dict[str, Any], started: float, stall: float) -> None:
         try:
@@ -171,7 +173,7 @@ class CheckpointWriter:
                 if refusal:
                     self._fenced = refusal
                     return
-            self._report = SaveReport(step, size_bytes, stall, time.monotonic() - started)
+            self._reports.append(SaveReport(step, size_bytes, stall, time.monotonic() - started))
             self._retain(step, state)
         except InterruptedWithProgress as error:
             self._fenced = str(error)

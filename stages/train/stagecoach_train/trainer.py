@@ -325,25 +325,23 @@ class Trainer:
         )
 
     def _report_saved(self) -> None:
-        report = self._parts.writer.check()
-        if report is None:
-            return
-        self._parts.stop.save_seconds = report.total_seconds
-        self._record(
-            "checkpoint",
-            iteration=report.iteration,
-            size_bytes=report.size_bytes,
-            stall_seconds=round(report.stall_seconds, 4),
-            total_seconds=round(report.total_seconds, 4),
-        )
-        if self._parts.ranks.leads:
-            _log.info(
-                "checkpoint of step %d: %.1f MB a rank, training stood still for %.2f s, committed after %.2f s",
-                report.iteration,
-                report.size_bytes / 1e6,
-                report.stall_seconds,
-                report.total_seconds,
+        while (report := self._parts.writer.check()) is not None:
+            self._parts.stop.save_seconds = report.total_seconds
+            self._record(
+                "checkpoint",
+                iteration=report.iteration,
+                size_bytes=report.size_bytes,
+                stall_seconds=round(report.stall_seconds, 4),
+                total_seconds=round(report.total_seconds, 4),
             )
+            if self._parts.ranks.leads:
+                _log.info(
+                    "checkpoint of step %d: %.1f MB a rank, training stood still for %.2f s, committed after %.2f s",
+                    report.iteration,
+                    report.size_bytes / 1e6,
+                    report.stall_seconds,
+                    report.total_seconds,
+                )
 
     def _report_step(
         self, data: StepData, result: StepResult, loss: float, lr: float, seconds: float, waited_seconds: float

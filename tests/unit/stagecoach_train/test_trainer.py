@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from stagecoach.formats.tensor_file import TensorFile
 from stagecoach.manifest import read_manifest
 from stagecoach.metrics_file import read_metrics
 from stagecoach.paths import checkpoint_prefix
-from stagecoach.progress import NO_PROGRESS
+from stagecoach.progress import NO_PROGRESS, Progress
 from stagecoach.recipe.train import TrainConfig
 from stagecoach.storage.memory import MemoryStore
 from stagecoach_train.attempts import Fence
@@ -29,6 +32,7 @@ from stagecoach_train.feed import PackNumbers, StepFeed
 from stagecoach_train.metrics import MetricsStream
 from stagecoach_train.ranks import Ranks
 from stagecoach_train.signals import StopRequest
+from stagecoach_train.throughput import flops
 from stagecoach_train.train_state import TrainState
 from stagecoach_train.trainer import Hardware, Parts, Trainer
 from tests.unit.stagecoach_train.loop_fakes import SPEC, FakeEngine, FakeSplit
@@ -51,6 +55,7 @@ class OneRank:
         self.engine = engine or FakeEngine()
         self.stop = StopRequest()
         self.hardware = Hardware()
+        self.progress = NO_PROGRESS
 
     def train(self, settings: TrainConfig) -> TrainState:
         ranks = Ranks(0, 1, HashStore(), 10.0)
@@ -91,7 +96,7 @@ class OneRank:
             interview=None,
             metrics=MetricsStream(self.store, TRAINED, self.attempt),
             stop=self.stop,
-            progress=NO_PROGRESS,
+            progress=self.progress,
             hardware=self.hardware,
             attempt=self.attempt,
         )
@@ -161,6 +166,54 @@ class TestWholeRun:
         stored = find_newest_intact(store, TRAINED, tmp_path / "read")
         assert stored is not None
         assert stored.state.memory == expected  # what the stage's summary is made from
+
+    def test_every_step_is_a_record_a_line_and_progress(
+        self, store: MemoryStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        run = OneRank(store, tmp_path, engine=FakeEngine(on_step=lambda step: time.sleep(0.02)))
+        run.hardware = Hardware(peak_flops=1e9, memory_gib=lambda: 1.5)
+        run.progress = Progress(tmp_path / "progress")
+        run.train(config(warmup_steps=2, lr=1e-3))
+        steps = [r for r in read_metrics(store, TRAINED) if r["kind"] == "step"]
+        assert [r["step"] for r in steps] == list(range(1, 11))
+        first = steps[0]
+        # 4 packs of 5 tokens, 3 of them targets, 9 pairs of query and key
+        plain = {"loss": 1.0, "lr": 5e-4, "grad_norm": 1.0, "tokens": 20, "targets": 12, "memory_gib": 1.5}
+        assert plain.items() <= first.items()
+        assert first["skipped"] is False
+        assert 0 <= first["data_wait_seconds"] <= first["seconds"]
+        assert first["tokens_per_second"] == pytest.approx(20 / first["seconds"], rel=1e-3)
+        assert first["targets_per_second"] == pytest.approx(12 / first["seconds"], rel=1e-3)
+        assert first["mfu"] == pytest.approx(flops(SPEC, 20, 36) / first["seconds"] / 1e9, rel=1e-2)
+        line = r"step 1/10  loss 1\.0000  lr 5\.00e-04  grad norm 1\.000  \S+ targets/s  \S+ tokens/s  MFU \S+  memory 1\.5 GiB"
+        assert re.search(line + r"  data wait \d+ ms", caplog.text)
+        assert (tmp_path / "progress").read_text() == "1000/1000\n"
+
+    def test_training_goes_on_while_a_checkpoint_is_uploaded(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The upload of step 3 ends only when step 6 has begun."""
+        caplog.set_level("INFO")
+        step_6 = threading.Event()
+
+        class Slow(MemoryStore):
+            def put_file(self, key: str, path: Path) -> None:
+                if not step_6.wait(timeout=20):
+                    raise OSError("the training waits for the upload")
+                super().put_file(key, path)
+
+        store = Slow("slow")
+        engine = FakeEngine(on_step=lambda step: step_6.set() if step == 6 else None)
+        OneRank(store, tmp_path, engine=engine).train(config(keep_last=9))
+        assert iterations(store) == [(3, 1), (6, 1), (9, 1), (10, 1)]
+        saved = [r for r in read_metrics(store, TRAINED) if r["kind"] == "checkpoint"]
+        assert [r["iteration"] for r in saved] == [3, 6, 9, 10]
+        size = store.head(f"{checkpoint_prefix(TRAINED, 3, 1)}rank-00000.safetensors")
+        assert size is not None
+        assert saved[0]["size_bytes"] == size.size_bytes
+        assert saved[0]["stall_seconds"] < saved[0]["total_seconds"]
+        assert re.search(r"checkpoint of step 3: \S+ MB a rank, training stood still for \S+ s, committed", caplog.text)
 
     def test_a_checkpoint_is_readable_by_rectangle(self, store: MemoryStore, tmp_path: Path) -> None:
         run = OneRank(store, tmp_path)
