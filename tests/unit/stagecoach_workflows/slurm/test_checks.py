@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from stagecoach.errors import ConfigError, StagecoachError
+from stagecoach_workflows.cli.main import app
 from stagecoach_workflows.deployment import Deployment
 from stagecoach_workflows.recipes_shipped import load_recipe
 from stagecoach_workflows.slurm.checks import check_tasks
@@ -69,6 +70,18 @@ def test_no_slurm_on_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="--runner slurm: expected the program sbatch on PATH, found none"):
         Slurm()
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+def test_without_slurm_nothing_is_made(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    work = tmp_path / "work"
+    assert app([command, "micro", "--runner", "slurm", "--work", str(work)]) == 78
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "expected the program sbatch on PATH" in said
+    assert not work.exists()
 
 
 @pytest.mark.parametrize(
