@@ -18,11 +18,10 @@ ROWS = {
     "tensor_parallel-fa4": "TP 2 asynchronous, 16k packs, flash-attn-4",
     "tensor_parallel-stock": "TP 2 asynchronous, 16k packs, stock torch",
     "forty_gb-fa4": "TP 2 x 16 layers below 38 GB, flash-attn-4",
-    "one_gpu-fa4": "one H100, 8 layers, flash-attn-4",
-    "h200-one_gpu-fa4": "one H200, 8 layers, flash-attn-4",
-    "h200-one_gpu-stock": "one H200, 8 layers, stock torch",
-    "h200-whole_model-fa4": "one H200, all 32 layers, flash-attn-4",
-    "h200-whole_model_fp8-fa4": "the same, products in 8 bits (of the bf16 peak)",
+    "one_gpu-fa4": "one GPU, 8 layers, flash-attn-4",
+    "one_gpu-stock": "one GPU, 8 layers, stock torch",
+    "whole_model-fa4": "one GPU, all 32 layers, flash-attn-4",
+    "whole_model_fp8-fa4": "the same, products in 8 bits (of the bf16 peak)",
 }
 PEER = "peer: transformers + FSDP2"
 WIDTH, LEFT, BAR, GAP = 760, 330, 22, 10
@@ -30,7 +29,7 @@ WIDTH, LEFT, BAR, GAP = 760, 330, 22, 10
 
 def rows() -> list[tuple[str, float, bool]]:
     """Return (what, MFU, is it ours) of the peer and of each result file, in the order of ``ROWS``."""
-    results = {row: json.loads((HERE / "results" / f"gpu-{row}.json").read_text()) for row in ROWS}
+    results = {row: json.loads((HERE / "results" / f"gpu-h200-{row}.json").read_text()) for row in ROWS}
     peer = results["data_parallel-fa4"]["peer"]["mfu"]
     return [(PEER, peer, False), *((what, results[row]["ours"]["mfu"], True) for row, what in ROWS.items())]
 
@@ -41,7 +40,7 @@ def drawn(bars: list[tuple[str, float, bool]]) -> str:
     scale = (WIDTH - LEFT - 80) / max(mfu for _, mfu, _ in bars)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">',
-        "<title>Model FLOPs utilisation of training steps, H100 80GB where not said otherwise</title>",
+        "<title>Model FLOPs utilisation of training steps, two H200 where not said otherwise</title>",
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
     ]
     for number, (what, mfu, ours) in enumerate(bars):
