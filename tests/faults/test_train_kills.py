@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from stagecoach.manifest import read_manifest
+from stagecoach.metrics_file import read_metrics
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.local import LocalStore
 from tests.faults.train_driver import TRAINED
@@ -93,6 +94,12 @@ class Training:
         return float(manifest.summary["last_loss"])
 
     @property
+    def steps(self) -> list[tuple[int, int]]:
+        """Attempt and number of every step that the metrics in the store hold."""
+        records = read_metrics(self.store, TRAINED)
+        return [(record["attempt"], record["step"]) for record in records if record["kind"] == "step"]
+
+    @property
     def weights(self) -> list[str]:
         """Digests of the last checkpoint's tensor files: weights and moments, bit by bit."""
         manifest = read_manifest(self.store, TRAINED)
@@ -156,9 +163,11 @@ def test_killed_in_the_middle(one: Training, undisturbed: dict[int, Training]) -
     one.wait_for(one.has_checkpoint, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    assert one.steps[:8] == [(1, step) for step in range(1, 9)]  # what leads to a checkpoint is there before it is
     one.finish()
     assert "from iteration" in one.log
     assert one.weights == undisturbed[1].weights
+    assert [step for _, step in one.steps] == list(range(1, 41))
 
 
 def test_sigterm_saves_and_exits_75_within_10_seconds(two: Training, undisturbed: dict[int, Training]) -> None:

@@ -79,6 +79,7 @@ def assemble(job: Job, store: ObjectStore, ranks: Ranks, device: torch.device, s
     loading_seconds = time.monotonic()
     state = _load(engine, job, store, shards)
     loading_seconds = time.monotonic() - loading_seconds
+    metrics = _metrics(job, store) if ranks.leads else None
     return Trainer(
         Parts(
             config=config,
@@ -87,10 +88,10 @@ def assemble(job: Job, store: ObjectStore, ranks: Ranks, device: torch.device, s
             feed=feed,
             engine=engine,
             ranks=ranks,
-            writer=_writer(job, store, ranks, spec),
+            writer=_writer(job, store, ranks, spec, metrics),
             evaluator=_evaluator(heldout, plan, ranks, topology, at),
             interview=_interview(job, store),
-            metrics=_metrics(job, store) if ranks.leads else None,
+            metrics=metrics,
             stop=stop,
             progress=Progress(Settings.from_environ().progress_file if ranks.leads else None),
             hardware=_hardware(device, topology.world_size, plan.memory),
@@ -126,7 +127,9 @@ def _load(engine: Engine, job: Job, store: ObjectStore, shards: ShardSource) -> 
     return source.state
 
 
-def _writer(job: Job, store: ObjectStore, ranks: Ranks, spec: ModelSpec) -> CheckpointWriter:
+def _writer(
+    job: Job, store: ObjectStore, ranks: Ranks, spec: ModelSpec, metrics: MetricsStream | None
+) -> CheckpointWriter:
     assert job.assignment is not None, "see assemble"
     config = job.config
     return CheckpointWriter(
@@ -138,6 +141,7 @@ def _writer(job: Job, store: ObjectStore, ranks: Ranks, spec: ModelSpec) -> Chec
         Retention(config.keep_last, config.keep_every_steps, config.keep_best),
         job.assignment.resume,
         job.scratch / "checkpoints",
+        before_commit=metrics.flush if metrics is not None else lambda: None,
     )
 
 

@@ -82,6 +82,7 @@ class CheckpointWriter:
         retention: Retention,
         resumed_from: CheckpointRef | None,
         scratch: Path,
+        before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare; nothing is written yet.
 
@@ -94,6 +95,7 @@ class CheckpointWriter:
             retention: Which checkpoints stay.
             resumed_from: The checkpoint that this attempt began with; it is never deleted.
             scratch: Where this rank's file lies on its way to the store.
+            before_commit: Stores what must not be lost once the training can go on from a checkpoint: its metrics.
         """
         self._store = store
         self._trained = trained
@@ -103,6 +105,7 @@ class CheckpointWriter:
         self._retention = retention
         self._resumed_from = resumed_from
         self._scratch = scratch
+        self._before_commit = before_commit
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._reports: deque[SaveReport] = deque()
@@ -240,6 +243,7 @@ class CheckpointWriter:
         patiently(
             lambda: self._store.put_if_absent(prefix + INDEX_NAME, index, content_type="application/json"), prefix
         )
+        patiently(self._before_commit, "metrics")
         patiently(self._fence.check, "the fence")
         patiently(lambda: commit_manifest(self._store, prefix, manifest), prefix)
         tracker = f"{step}\n".encode()
