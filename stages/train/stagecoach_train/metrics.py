@@ -81,13 +81,15 @@ class MetricsStream:
                 self._sinks = tuple(other for other in self._sinks if other is not sink)
 
     def flush(self) -> None:
-        """Store what has come together as one chunk.
+        """Store what has come together as one chunk; what comes meanwhile waits for the next, so that this ends.
 
         Raises:
             StoreError: It could not be stored; nothing is lost, the next call tries again.
         """
         with self._storing:
-            while lines := self._waiting_lines():
+            num_left = len(self._waiting_lines())
+            while num_left > 0:
+                lines = self._waiting_lines()
                 data = ("\n".join(lines) + "\n").encode()
                 key = metrics_key(self._trained, self._attempt, self._chunk + 1)
                 num_stored = len(lines)
@@ -95,6 +97,7 @@ class MetricsStream:
                     # an earlier call got through and only its answer was lost; there were fewer lines then
                     num_stored = self._store.get(key).count(b"\n")
                 self._chunk += 1
+                num_left -= num_stored
                 with self._lock:
                     del self._lines[:num_stored]
 

@@ -38,6 +38,24 @@ def test_chunks_are_numbered_and_hold_one_record_a_line() -> None:
     assert (record["kind"], record["step"], record["loss"]) == ("step", 2, 2.25)
 
 
+def test_what_comes_while_a_chunk_is_stored_waits_for_the_next() -> None:
+    """A training that writes faster than the store takes would hold up a commit for ever."""
+
+    class Slow(MemoryStore):
+        stream: MetricsStream
+
+        def put_if_absent(self, key: str, data: bytes, *, content_type: str = "") -> bool:
+            assert self.stream._chunk < 5, "flush does not end"
+            self.stream.write("step", 2)
+            return super().put_if_absent(key, data)
+
+    store = Slow("slow")
+    store.stream = stream = MetricsStream(store, TRAINED, 1)
+    stream.write("step", 1)
+    stream.flush()
+    assert [record["step"] for record in read_metrics(store, TRAINED)] == [1]
+
+
 def test_a_later_attempt_replaces_the_steps_that_it_does_again() -> None:
     store = MemoryStore("metrics")
     write(store, 1, 1, 6)
