@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from tests.slurm.conftest import WAIT_SECONDS, Work
+from tests.terminal import in_terminal
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
-def in_terminal(work: Work, *arguments: str, typed: str) -> tuple[str, int]:
-    """Call ``stagecoach shell`` in a terminal of its own; return what it showed and its exit code."""
-    ours, theirs = pty.openpty()
+def shell(work: Work, *arguments: str, typed: str) -> tuple[str, int]:
+    """Call ``stagecoach shell`` in a terminal; return what it showed and its exit code."""
     command = [sys.executable, "-m", "stagecoach_workflows", "shell", "--runner", "slurm", *arguments]
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=work.cluster.environ(), cwd=work.folder
-    )
-    os.close(theirs)
-    guard = threading.Timer(WAIT_SECONDS, process.kill)
-    guard.start()
-    os.write(ours, typed.encode())
-    shown = b""
-    try:
-        while piece := os.read(ours, 4096):
-            shown += piece
-    except OSError:  # the other end is closed
-        pass
-    finally:
-        guard.cancel()
-        os.close(ours)
-    return shown.decode(errors="replace"), process.wait()
+    return in_terminal(command, typed, work.cluster.environ(), work.folder, WAIT_SECONDS)
 
 
 def test_a_shell_on_a_node(work: Work, tmp_path: Path) -> None:
@@ -44,7 +24,7 @@ def test_a_shell_on_a_node(work: Work, tmp_path: Path) -> None:
     here.mkdir()
     work.configure("tasks: {pack: {cpus: 2, memory_gib: 0.5}}")
     typed = 'echo "[$SLURM_JOB_NAME] [$SLURM_CPUS_PER_TASK] [$PWD]"; exit 7\n'
-    shown, code = in_terminal(work, "--stage", "pack", "--folder", str(here), typed=typed)
+    shown, code = shell(work, "--stage", "pack", "--folder", str(here), typed=typed)
     assert f"[stagecoach-shell-pack] [2] [{here}]" in shown
     assert code == 7
     assert work.cluster.queue() == []
@@ -52,13 +32,13 @@ def test_a_shell_on_a_node(work: Work, tmp_path: Path) -> None:
 
 def test_a_shell_with_gpus(work: Work) -> None:
     work.configure("tasks: {train: {gpus: 2, gpu_type: a100, partition: 'main,gpu'}}")
-    shown, code = in_terminal(work, typed='echo "[$CUDA_VISIBLE_DEVICES] on [$SLURM_JOB_NODELIST]"; exit\n')
+    shown, code = shell(work, typed='echo "[$CUDA_VISIBLE_DEVICES] on [$SLURM_JOB_NODELIST]"; exit\n')
     assert "[0,1] on [g1]" in shown
     assert code == 0
 
 
 def test_a_shell_that_no_node_has_room_for_is_refused(work: Work) -> None:
     work.configure("tasks: {train: {gpus: 8, partition: gpu}}")
-    shown, code = in_terminal(work, typed="")
+    shown, code = shell(work, typed="")
     assert "train: 8 GPUs are asked for, but a node of partition gpu has at most 4" in shown
     assert code == 78
