@@ -59,9 +59,11 @@ class Work:
             cwd=self.folder,
         )
 
-    def run(self, *arguments: str, run_id: str = RUN, **environ: str) -> subprocess.CompletedProcess[str]:
-        """Run the micro recipe to its end."""
-        return self.call("run", "micro", "--runner", "slurm", "--run", run_id, *arguments, **environ)
+    def run(
+        self, *arguments: str, recipe: str = "micro", run_id: str = RUN, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a recipe to its end."""
+        return self.call("run", recipe, "--runner", "slurm", "--run", run_id, *arguments, **environ)
 
     def submit(self, *arguments: str, run_id: str = RUN) -> None:
         """Submit the micro recipe."""

@@ -39,6 +39,14 @@ def test_a_run_ends_well_and_a_second_one_submits_nothing(work: Work) -> None:
     assert work.cluster.queue() == []
 
 
+def test_the_tiny_recipe_learns_as_it_does_elsewhere(work: Work) -> None:
+    done = work.run(recipe="tiny-cpu")
+    assert done.returncode == 0, done.stdout + done.stderr + work.log("train")
+    last = float(re.search(r"last step (\d+\.\d+)", done.stdout)[1])  # type: ignore[index]
+    assert last < 0.01, done.stdout
+    assert "exported model: " in done.stdout
+
+
 def test_scripts_submitted_by_hand_are_a_run_too(work: Work) -> None:
     """Also where two shells submit them at once: one is refused, and every job is there once."""
     work.configure(f"python: {sys.executable}")
