@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from typing import Any
 
@@ -117,7 +118,19 @@ def train_layouts(
     spec: ModelSpec, configs: list[TrainConfig], steps: int, device: str = "cpu"
 ) -> list[tuple[Any, Any, Any]]:
     """Train one configuration after the other in the same processes."""
-    return [train(spec, config, steps=steps, device=device) for config in configs]
+    trained = []
+    for config in configs:
+        trained.append(train(spec, config, steps=steps, device=device))
+        leave_groups()
+    return trained
+
+
+def leave_groups() -> None:
+    """Destroy the process groups of a layout: their threads wake for nothing, and a hundred of them fill the cores."""
+    gc.collect()
+    known = dist.distributed_c10d._world.pg_map
+    for group in [group for group in known if group is not dist.group.WORLD]:
+        dist.destroy_process_group(group)
 
 
 def assemble(spec: ModelSpec, pieces: Iterable[StatePiece]) -> Arrays:
@@ -157,3 +170,12 @@ def config_of(compute_dtype: str = "fp64", **layout: Any) -> TrainConfig:
             "layout": layout,
         }
     )
+
+
+def weight_error(found: npt.NDArray[Any], expected: npt.NDArray[Any], dtype: str) -> float:
+    """Distance of two tensors: the largest difference in float64, relative Frobenius norm in fp32; both are finite."""
+    assert np.isfinite(found).all() and np.isfinite(expected).all(), "a weight is not finite"
+    difference = found.astype(np.float64) - expected
+    if dtype == "fp64":
+        return float(np.abs(difference).max())
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected))
