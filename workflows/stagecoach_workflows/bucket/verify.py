@@ -12,8 +12,8 @@ from typing import Any
 from stagecoach.errors import CorruptObjectError, MissingInputError, ObjectMissing
 from stagecoach.manifest import BLOCK_BYTES, Digests, Manifest, ObjectEntry, parse_manifest
 from stagecoach.paths import MANIFEST, manifest_key
-from stagecoach.records import read_sealed
-from stagecoach.releases import check_digest, parse_release
+from stagecoach.records import read_sealed, record_keys
+from stagecoach.releases import check_digest, check_export, parse_release
 from stagecoach.sealed import read_record
 from stagecoach.stages import TASKS
 from stagecoach.storage.base import ObjectStore
@@ -85,7 +85,9 @@ def _problems(store: ObjectStore, found: _ReadManifest, seen: set[ObjectEntry]) 
     entries = {name: entry for name, entry in manifest.objects.items() if entry not in seen}
     seen.update(entries.values())
     said = ((name, _problem(store, entry)) for name, entry in entries.items())
-    return [Problem(prefix=prefix, name=name, sentence=sentence) for name, sentence in said if sentence]
+    problems = [Problem(prefix=prefix, name=name, sentence=sentence) for name, sentence in said if sentence]
+    # a training deletes old checkpoints while this reads, and gc outputs: their manifests first
+    return problems if problems and store.head(manifest_key(prefix)) is not None else []
 
 
 def _read_manifest(store: ObjectStore, prefix: str) -> _ReadManifest:
@@ -117,11 +119,17 @@ def verify_store(store: ObjectStore) -> Verified:
         *_record_keys(store, ("runs/", "releases/", "pushes/")),
         *_record_keys(store, (f"{top}attempts/" for top in folders)),
     ]
+    found.num_records = len(keys)
+    newest = _newest_releases(keys)
+    serving: dict[str, dict[str, Any]] = {}
     with ThreadPoolExecutor(_READERS) as pool:
-        records = dict(zip(keys, pool.map(lambda key: _record(store, key), keys), strict=True))
-    found.problems += [record for record in records.values() if isinstance(record, Problem)]
-    found.num_records = len(records)
-    found.problems += _bad_releases(store, records, digests)
+        # a store has as many records as it had runs: their values would fill the memory
+        for key, record in zip(keys, pool.map(lambda key: _record(store, key, key in newest), keys), strict=True):
+            if isinstance(record, Problem):
+                found.problems.append(record)
+            elif record is not None:
+                serving[key] = record
+    found.problems += _bad_releases(store, serving, digests)
     return found
 
 
@@ -165,13 +173,14 @@ def _record_keys(store: ObjectStore, prefixes: Iterable[str]) -> list[str]:
     return [info.key for prefix in prefixes for info in store.list(prefix) if info.key.endswith(".json")]
 
 
-def _record(store: ObjectStore, key: str) -> dict[str, Any] | Problem:
+def _record(store: ObjectStore, key: str, is_kept: bool) -> dict[str, Any] | Problem | None:
     try:
-        return read_sealed(store, key)
+        values = read_sealed(store, key)
     except CorruptObjectError as error:
         return _bad(key, str(error).removeprefix(f"{_address(store, key)}: "))
     except ObjectMissing:
         return _bad(key, "the object is missing")
+    return values if is_kept else None
 
 
 def _bad(key: str, sentence: str) -> Problem:
@@ -183,26 +192,39 @@ def _address(store: ObjectStore, key: str) -> str:
     return f"{store.url.rstrip('/')}/{key}"
 
 
-def _bad_releases(
-    store: ObjectStore, records: Mapping[str, dict[str, Any] | Problem], digests: Mapping[str, str | None]
-) -> Iterator[Problem]:
-    """Yield the newest record of each release whose export is gone or another one; damaged records are found as such."""
+def _newest_releases(keys: Iterable[str]) -> set[str]:
     newest: dict[str, str] = {}
-    for key in records:
+    for key in keys:
         numbers = _RELEASE.fullmatch(key)
         if numbers:
             newest[numbers[1]] = max(key, newest.get(numbers[1], key), key=lambda each: (len(each), each))
-    for key in newest.values():
-        values = records[key]
-        if isinstance(values, Problem):
-            continue
+    return set(newest.values())
+
+
+def _bad_releases(
+    store: ObjectStore, serving: Mapping[str, dict[str, Any]], digests: Mapping[str, str | None]
+) -> Iterator[Problem]:
+    """Yield the newest record of each release whose export is gone or another one; damaged records are found as such."""
+    for key, values in serving.items():
         try:
             release = parse_release(values, _address(store, key))
             if release.export is not None:
                 found = digests.get(release.export)
                 check_digest(store, release.export, found, release.manifest_sha256, "what it serves")
-        except (CorruptObjectError, MissingInputError) as error:
-            yield _bad(key, str(error).removeprefix(f"{_address(store, key)}: "))
+        except (CorruptObjectError, MissingInputError):
+            # hours may lie between the digests and the records: a run may have promoted what it made meanwhile
+            yield from _bad_release_now(store, key)
+
+
+def _bad_release_now(store: ObjectStore, key: str) -> Iterator[Problem]:
+    """Yield what is wrong with the newest record in the folder of ``key``, which may be another one by now."""
+    newest = max(record_keys(store, f"{key.rpartition('/')[0]}/").items(), default=(0, key))[1]
+    try:
+        release = parse_release(read_sealed(store, newest), _address(store, newest))
+        if release.export is not None:
+            check_export(store, release.export, release.manifest_sha256, "what it serves")
+    except (CorruptObjectError, MissingInputError) as error:
+        yield _bad(newest, str(error).removeprefix(f"{_address(store, newest)}: "))
 
 
 def _problem(store: ObjectStore, entry: ObjectEntry) -> str | None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stagecoach.outputs import Output
 from stagecoach.paths import checkpoint_prefix, finished_prefix, manifest_key, plan_key
-from stagecoach.records import write_numbered, write_record
-from stagecoach.releases import Evidence, Release, append_release, check_export, write_evidence
+from stagecoach.records import read_sealed, write_numbered, write_record
+from stagecoach.releases import Evidence, Release, append_release, check_export, parse_release, write_evidence
 from stagecoach.sealed import seal
-from stagecoach.storage.base import ObjectInfo
+from stagecoach.storage.base import ObjectInfo, ObjectStore
 from stagecoach.storage.local import LocalStore
+from stagecoach_workflows.bucket import verify
 from stagecoach_workflows.bucket.verify import verify_folders, verify_store
 from stagecoach_workflows.cli.main import app
 
@@ -127,6 +130,86 @@ def test_every_object_is_asked_for_once(
     assert asked == dict.fromkeys(asked, 1)
     assert manifests < {*asked} if not names else manifests == {*asked}
     assert [key for key in heads if not key.startswith((f"{TRAINED}try-", f"{CHECKPOINT}try-", f"{EXPORT}try-"))] == []
+
+
+@pytest.mark.parametrize("old", ["stays", "is deleted"])
+def test_a_run_that_promotes_meanwhile_is_no_problem(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old: str
+) -> None:
+    """Manifests are read first and records last, so a release may be newer than the manifest that was found."""
+    fresh, real_list = "exports/m-9/", store.list
+    half = Output(store, fresh, tmp_path / "fresh")
+    half.write_bytes("object", b"new")
+
+    def promote(export: str, number: int) -> None:
+        release = Release(
+            outcome="promoted",
+            candidate=export,
+            export=export,
+            manifest_sha256=check_export(store, export, None, "test"),
+        )
+        assert append_release(store, "chat", dict.fromkeys(range(1, number), release), release)
+
+    def listed(prefix: str) -> Iterator[ObjectInfo]:
+        if prefix == "runs/":  # every manifest has been read, no record has
+            half.commit(task="export", key="00ff", name="m", output_version=1)
+            promote(fresh, 2)
+        return real_list(prefix)
+
+    def parsed(values: Mapping[str, Any], address: str) -> Release:
+        if old == "is deleted" and store.head("releases/chat/0003.json") is None:  # the newest record has been read
+            promote(EXPORT, 3)
+            store.delete([manifest_key(fresh)])
+        return parse_release(values, address)
+
+    monkeypatch.setattr(store, "list", listed)
+    monkeypatch.setattr(verify, "parse_release", parsed)
+    assert verify_store(store).problems == []
+
+
+def test_a_checkpoint_that_its_training_deletes_meanwhile_is_no_problem(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_head = store.head
+
+    def head(key: str) -> ObjectInfo | None:
+        if key.startswith(f"{CHECKPOINT}try-"):  # its manifest has been read
+            store.delete([manifest_key(CHECKPOINT)])
+            store.delete([info.key for info in store.list(CHECKPOINT)])
+        return real_head(key)
+
+    monkeypatch.setattr(store, "head", head)
+    assert verify_store(store).problems == []
+    assert store.head(manifest_key(CHECKPOINT)) is None
+
+
+def test_of_the_records_only_the_newest_of_each_release_stay_in_memory(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Values(dict[str, Any]):
+        """A record that can be watched."""
+
+    read: dict[str, weakref.ref[Values]] = {}
+    kept: list[list[str]] = []
+
+    def watched(from_store: ObjectStore, key: str) -> dict[str, Any]:
+        values = Values(read_sealed(from_store, key))
+        read[key] = weakref.ref(values)
+        return values
+
+    def parsed(values: Mapping[str, Any], address: str) -> Release:
+        kept.append([key for key, values in read.items() if values() is not None])
+        return parse_release(values, address)
+
+    digest = check_export(store, EXPORT, None, "test")
+    again = Release(outcome="promoted", candidate=EXPORT, export=EXPORT, manifest_sha256=digest)
+    append_release(store, "chat", {1: again}, again)
+    for _ in range(40):
+        write_record(store, RUN, "pack", {"state": "started"})
+    monkeypatch.setattr(verify, "read_sealed", watched)
+    monkeypatch.setattr(verify, "parse_release", parsed)
+    assert verify_store(store).num_records == len(read) == 48
+    assert kept == [["releases/chat/0002.json"]]
 
 
 def test_an_old_record_that_is_damaged_hides_no_export_that_is_gone(
