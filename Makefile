@@ -222,7 +222,7 @@ bench-checkpoint: setup ## What a checkpoint costs a training on CPU, and how so
 
 .PHONY: bench-starts
 bench-starts: setup ## How soon --help answers, finished work is found done, a run without change ends and a training stops
-	$(BIN)/python -m benchmarks.starts $(ARGS)
+	$(BIN)/python -m benchmarks.starts
 
 .PHONY: bench-cluster
 bench-cluster: setup ## A run on the cluster of `make cluster-up`: seconds of each pod beside its work, and of a run without change

@@ -84,14 +84,7 @@ def main() -> int:
     flags = parser.parse_args()
     rows = flags.rows.split(",") if flags.rows else list(ROWS[flags.gpus])
     backend = "fa4" if flags.attention == "fa4" else "stock"
-    peer = None
-    failures: list[str] = []
-    if set(rows) & set(AGAINST_PEER):
-        small = ["--small", "--layers", "4"] if flags.small else ["--layers", "8"] if flags.gpus == 1 else []
-        peer = _torchrun("gpu_peer", ["--accumulation", "4", *small], "RESULT ", num_gpus=flags.gpus)
-        if flags.gpus == 2 and not flags.small and (void := _why_void(peer)):
-            failures.append(void)
-            peer = None
+    peer, failures = _peer(flags.gpus, small=flags.small) if set(rows) & set(AGAINST_PEER) else (None, [])
     section = tomllib.loads((HERE / "floors.toml").read_text())["gpu4" if flags.gpus == 4 else "gpu"]
     figures: dict[str, Any] = {}
     for row in rows:
@@ -106,7 +99,7 @@ def main() -> int:
                 found = _measured(row, arguments, flags.gpus, peer)
                 figures |= found.pop("figures")
                 failures += found.pop("failures")
-                if not flags.small:
+                if not (flags.small or (row in AGAINST_PEER and peer is None)):
                     _result_file(row, backend, found["ours"]["device"]).write_text(
                         json.dumps({**found, "attention": backend}, indent=1) + "\n"
                     )
@@ -119,6 +112,17 @@ def main() -> int:
         print(f"not good enough: {failure}")
     print(" ".join(f"{name}={value}" for name, value in figures.items()))
     return 1 if failures else 0
+
+
+def _peer(num_gpus: int, *, small: bool) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the peer's results, or None and why nothing is compared: rows against it are then printed, not written."""
+    size = ["--small", "--layers", "4"] if small else ["--layers", "8"] if num_gpus == 1 else []
+    try:
+        peer = _torchrun("gpu_peer", ["--accumulation", "4", *size], "RESULT ", num_gpus=num_gpus)
+    except NoResultError as error:
+        return None, [str(error)]
+    void = _why_void(peer) if num_gpus == 2 and not small else None
+    return (peer, []) if void is None else (None, [void])
 
 
 def _measured(row: str, arguments: list[str], num_gpus: int, peer: dict[str, Any] | None) -> dict[str, Any]:

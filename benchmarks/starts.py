@@ -72,20 +72,24 @@ def stop_seconds(folder: Path) -> float:
     Raises:
         RuntimeError: The training never came to the middle, or the run did not end as one to go on with.
     """
-    log = (folder / "first.log").open("w+")
-    process = subprocess.Popen(run_command(folder), env=environment(folder), stdout=log, stderr=subprocess.STDOUT)
+    file = folder / "first.log"
+    with file.open("w") as log:
+        process = subprocess.Popen(run_command(folder), env=environment(folder), stdout=log, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not middle_of_training(folder):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise RuntimeError(f"expected {SHARE_BEFORE_SIGNAL:.0%} of train, got an end before it; read {log.name}")
-        time.sleep(0.05)
-    started = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    code = process.wait(PATIENCE_SECONDS)
+    try:
+        while not middle_of_training(folder):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"expected {SHARE_BEFORE_SIGNAL:.0%} of train, got an end:\n{file.read_text()}")
+            time.sleep(0.05)
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(PATIENCE_SECONDS)
+        seconds = time.monotonic() - started
+    finally:
+        process.kill()
     if code != RESUMABLE:
-        raise RuntimeError(f"a stopped run: expected exit code {RESUMABLE}, got {code}; read {log.name}")
-    return time.monotonic() - started
+        raise RuntimeError(f"a stopped run: expected exit code {RESUMABLE}, got {code}:\n{file.read_text()}")
+    return seconds
 
 
 def middle_of_training(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from stagecoach.outputs import Output
 from stagecoach.recipe.train import TrainConfig
 from stagecoach.storage.local import LocalStore
 from stagecoach_train.run import run
-from tests.unit.stagecoach_train.tiny_inputs import tiny_inputs
+from tests.unit.stagecoach_train.tiny_inputs import keeping_sigterm, tiny_inputs
 
 TRAINED = "trained/tiny-0123456789abcdef/"
 RECIPE: dict[str, Any] = {"steps": 12, "packs_per_step": 4, "lr": 1e-2, "min_lr": 1e-3, "save_every_steps": 4}
@@ -28,7 +28,8 @@ def train(folder: Path, **values: Any) -> Manifest:
     store = LocalStore(folder / "store")
     inputs = tiny_inputs(store, folder / "make")
     output = Output(store, TRAINED, folder / "output")
-    run(TrainConfig.model_validate({**RECIPE, **values}), inputs, output, store)
+    with keeping_sigterm():
+        run(TrainConfig.model_validate({**RECIPE, **values}), inputs, output, store)
     output.commit(task="train", key="0123456789abcdef", name="tiny", output_version=1)
     manifest = read_manifest(store, TRAINED)
     assert manifest is not None

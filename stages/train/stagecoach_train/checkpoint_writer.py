@@ -143,10 +143,12 @@ class CheckpointWriter:
         """Return the report of a checkpoint that was committed, each once and the oldest first, or None.
 
         Raises:
-            BaseException: What ended the writing in the background.
+            BaseException: What ended the writing in the background; every report was returned before.
         """
+        if self._reports:
+            return self._reports.popleft()
         self._raise_error()
-        return self._reports.popleft() if self._reports else None
+        return None
 
     def wait(self) -> None:
         """Wait until the checkpoint that is being written is committed.

@@ -97,9 +97,9 @@ class StopRequest:
 
         Args:
             exit_now: What ends a process whose state is expendable; tests pass a fake.
-            ends_process: The process ends after the block, and everything is saved: SIGTERM is ignored from then on,
-                the first one and one that comes again, as the workflow engine and the kubelet each send one. It would
-                put 143 in the place of the exit code that says what was saved, or that all is done.
+            ends_process: The process ends after the block. SIGTERM is ignored from then on if all is done or saved, and
+                where it comes again, as the workflow engine and the kubelet each send one: it would put 143 in the
+                place of the exit code. After any other failure it ends the process, as it would anywhere.
 
         A SIGINT that comes after another signal, and not together with it, is a person who does not want to wait: it
         ends the process at once, as what is half-written is trusted by nobody.
@@ -118,12 +118,17 @@ class StopRequest:
         thread.start()
         handlers: dict[signal.Signals, Any] = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         old_descriptor = signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
+        is_saved = False
         try:
             yield
+            is_saved = True
+        except InterruptedWithProgress:
+            is_saved = True
+            raise
         finally:
             self._left.set()
             signal.set_wakeup_fd(old_descriptor)
-            if ends_process:
+            if ends_process and (is_saved or self._signalled):
                 handlers[signal.SIGTERM] = signal.SIG_IGN
             if ends_process and self._signalled:
                 handlers[signal.SIGINT] = end

@@ -74,7 +74,7 @@ class TestFailure:
         """Also where each rank leaves a helper behind that holds its output open, as compilers do."""
         script = f"""
 import subprocess
-if {helper}: subprocess.Popen([sys.executable, "-c", "import time; time.sleep(20)"])
+if {helper}: subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"])
 if rank != 1:
     time.sleep(60)
 open("failed", "w").write(str(time.time()))

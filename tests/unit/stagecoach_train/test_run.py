@@ -6,7 +6,6 @@ import itertools
 import logging
 import math
 import re
-import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -30,7 +29,7 @@ from stagecoach_train.planning import refuse_uneven
 from stagecoach_train.results import StepResult
 from stagecoach_train.run import check, run
 from stagecoach_train.schedule import learning_rate
-from tests.unit.stagecoach_train.tiny_inputs import SPEC, tiny_inputs
+from tests.unit.stagecoach_train.tiny_inputs import SPEC, keeping_sigterm, tiny_inputs
 
 TRAINED = "trained/tiny-0123456789abcdef/"
 RECIPE: dict[str, Any] = {
@@ -46,10 +45,8 @@ RECIPE: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def sigterm_comes_back() -> Iterator[None]:
-    """The stage's process ends after its work, so it leaves SIGTERM ignored; this process goes on."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+    with keeping_sigterm():
+        yield
 
 
 def config(**values: Any) -> TrainConfig:

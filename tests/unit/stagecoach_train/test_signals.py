@@ -115,6 +115,16 @@ class TestSignals:
         )
         assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
 
+    def test_a_signal_after_a_failure_ends_a_process_that_hangs(self) -> None:
+        """A library that waits for ranks that are gone would else be ended by SIGKILL alone."""
+        program = (
+            "import os, signal; from stagecoach_train.signals import StopRequest\n"
+            "try:\n"
+            "    with StopRequest().listening(ends_process=True): raise RuntimeError\n"
+            "except RuntimeError: os.kill(os.getpid(), signal.SIGTERM)"
+        )
+        assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == -signal.SIGTERM
+
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_handlers_come_back_where_the_process_goes_on(self, number: signal.Signals) -> None:
         before = signal.getsignal(number)

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,16 @@ SPEC = ModelSpec(
     sliding_window=8,
     max_position_embeddings=PACK_TOKENS,
 )
+
+
+@contextmanager
+def keeping_sigterm() -> Iterator[None]:
+    """The stage's process ends after its work, so it leaves SIGTERM ignored; a test's process goes on."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def tiny_inputs(
