@@ -51,7 +51,12 @@ class MicroWork:
         return child_environ(STAGECOACH_SCRATCH=scratch, STAGECOACH_FAULT=fault, OMP_NUM_THREADS="1")
 
     def run(
-        self, *arguments: str, recipe: str = "micro", run_id: str = RUN, fault: str | None = None
+        self,
+        *arguments: str,
+        recipe: str = "micro",
+        run_id: str = RUN,
+        fault: str | None = None,
+        timeout_seconds: float = WAIT_SECONDS,
     ) -> subprocess.CompletedProcess[str]:
         """Run to the end."""
         return subprocess.run(
@@ -59,7 +64,7 @@ class MicroWork:
             env=self.environment(fault),
             capture_output=True,
             text=True,
-            timeout=WAIT_SECONDS,
+            timeout=timeout_seconds,
             check=False,
         )
 

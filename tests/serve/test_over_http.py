@@ -25,6 +25,7 @@ from tests.micro_run import RUN, MicroWork
 
 pytestmark = pytest.mark.serve
 
+_TRAINING_SECONDS = 900  # one minute on a machine with nothing else to do
 _READY_SECONDS = 300
 
 
@@ -39,7 +40,7 @@ def known_chats() -> list[tuple[str, str]]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> MicroWork:
     """A work folder in which tiny-cpu has run to its end."""
     work = MicroWork(tmp_path_factory.mktemp("serve"))
-    done = work.run(recipe="tiny-cpu")
+    done = work.run(recipe="tiny-cpu", timeout_seconds=_TRAINING_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     return work
 
@@ -56,6 +57,8 @@ class Server:
 
     url: str
     process: subprocess.Popen[str]
+    said: Path
+    """What it printed."""
 
     def client(self) -> Any:
         """Return the official client."""
@@ -77,21 +80,22 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def server(export: str) -> Iterator[Server]:
+def server(export: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The export, served by transformers under the name assistant."""
-    port = free_port()
+    port, said = free_port(), tmp_path_factory.mktemp("server") / "said"
     command = stagecoach("serve", export, "--backend", "transformers", "--name", "assistant", "--port", str(port))
-    process = subprocess.Popen(command, text=True, env=child_environ(OMP_NUM_THREADS="1"))
+    command += ["--prompt", known_chats()[0][0]]
+    environ = child_environ(OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
+    with open(said, "w") as stream:
+        process = subprocess.Popen(command, text=True, stdout=stream, env=environ)
     url, limit = f"http://127.0.0.1:{port}", time.monotonic() + _READY_SECONDS
     while True:
         assert process.poll() is None, "the server ended"
         assert time.monotonic() < limit, "the server did not come up"
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=2).close()
+        if "curl " in said.read_text():
             break
-        except OSError:
-            time.sleep(0.3)
-    yield Server(url, process)
+        time.sleep(0.3)
+    yield Server(url, process, said)
     process.send_signal(signal.SIGTERM)
     process.wait(60)
     with pytest.raises(OSError):
@@ -109,6 +113,13 @@ def test_the_official_client_gets_answers_that_stop(server: Server) -> None:
         assert "<|im_end|>" not in reply.choices[0].message.content
         right += reply.choices[0].message.content == answer
     assert right >= 8, f"{right} of {len(chats)} answers that it was trained on"
+
+
+def test_the_curl_line_that_serve_prints_is_answered(server: Server) -> None:
+    [line] = [line for line in server.said.read_text().splitlines() if line.startswith("curl ")]
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    [choice] = json.loads(done.stdout)["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (known_chats()[0][1], "stop")
 
 
 def test_a_stream_is_the_same_answer_in_pieces(server: Server) -> None:
