@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from stagecoach.errors import MissingInputError
+from stagecoach.errors import DataError, MissingInputError
 
 _SAFETENSORS = re.compile(r"model(?:-\d{5}-of-\d{5})?\.safetensors(?:\.index\.json)?")
 _TORCH = re.compile(r"pytorch_model(?:-\d{5}-of-\d{5})?\.bin(?:\.index\.json)?")
-RANK_FILE = re.compile(r"(?:.*/)?(release|iter_\d{7})/mp_rank_(\d{2})(?:_(\d{3}))?/model_(?:optim_)?rng\.pt")
-"""Weights of one rank of the original system: iteration, tensor rank, pipeline stage where there are several."""
+_RANK_FILE = re.compile(r"((?:.*/)?(?:release|iter_\d{7}))/mp_rank_(\d{2})(?:_(\d{3}))?/model_(?:optim_)?rng\.pt")
+"""Weights of one rank of the original system: folder of the iteration, tensor rank, pipeline stage if there are several."""
 TRACKER = "latest_checkpointed_iteration.txt"
-"""Names the iteration that counts in a checkpoint of the original system."""
+"""Names the iteration that counts among those of the original system that lie beside the file."""
 _DOCUMENT = re.compile(r"(?:LICEN[CS]E|NOTICE|COPYING|USE_POLICY|README)(?:\..*)?", re.IGNORECASE)
 _DATA = re.compile(r".*\.(?:jsonl|ndjson|json|parquet)(?:\.(?:gz|zst))?", re.IGNORECASE | re.DOTALL)
 _NO_DATA = re.compile(r"(?:dataset_infos?|state|dataset_dict)\.json")
@@ -43,8 +44,8 @@ def model_files(paths: Iterable[str], origin: str) -> list[str]:
         origin: The source, for errors.
 
     Raises:
-        MissingInputError: No config.json, no weights, an index whose files are not there, or several iterations of the
-            original system and nothing that names one.
+        MissingInputError: No config.json, no weights, or an index whose files are not there.
+        DataError: More than one checkpoint of the original system.
     """
     top = {path for path in paths if "/" not in path}
     if "config.json" not in top:
@@ -53,7 +54,13 @@ def model_files(paths: Iterable[str], origin: str) -> list[str]:
     files = {path for path in weights if not path.endswith(".index.json")}
     configs = {"config.json", "generation_config.json"} & top
     if not files:
-        return sorted(_original_files(paths, origin) | configs)
+        original = original_checkpoint(paths, origin)
+        if original is None:
+            raise MissingInputError(
+                f"{origin}: expected weights (model.safetensors, model-00001-of-0000N.safetensors, pytorch_model*.bin or"
+                f" release/mp_rank_*/model_optim_rng.pt), found {_some(paths)}"
+            )
+        return sorted({*original.ranks.values(), *filter(None, [original.tracker])} | configs)
     whole = {path for path in files if "-of-" not in path}
     if whole:
         weights = whole  # needs neither parts nor an index
@@ -62,20 +69,53 @@ def model_files(paths: Iterable[str], origin: str) -> list[str]:
     return sorted(weights | configs)
 
 
-def _original_files(paths: Iterable[str], origin: str) -> set[str]:
-    ranks = {path: match[1] for path in paths if (match := RANK_FILE.fullmatch(path))}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OriginalCheckpoint:
+    """The files of one checkpoint of the original system."""
+
+    iteration: str
+    """``release`` or ``iter_0000152``."""
+    ranks: Mapping[tuple[int, int], str]
+    """(Tensor rank, pipeline stage) -> path of its weights."""
+    tracker: str | None
+    """Path of the file that names an iteration, where there is one."""
+
+
+def original_checkpoint(paths: Iterable[str], origin: str) -> OriginalCheckpoint | None:
+    """Return the one checkpoint of the original system among these paths, None if there is none.
+
+    A tracker chooses nothing: who reads it has all iterations copied by then, ten times a model's size.
+
+    Raises:
+        DataError: Several iterations or folders with some, two files for one rank, or a tracker that lies elsewhere.
+    """
+    matches = [match for path in sorted(paths) if (match := _RANK_FILE.fullmatch(path))]
+    folders = sorted({match[1] for match in matches})
+    if not folders:
+        return None
+    such = f'under files, such as [config.json, "{_some(folders[-1:])}/*"]'
+    if len(folders) > 1:
+        raise DataError(
+            f"{origin}: expected the checkpoint of one iteration, got {_some(folders)}; name the files of one {such}"
+        )
+    ranks: dict[tuple[int, int], str] = {}
+    for match in matches:
+        at = (int(match[2]), int(match[3] or 0))
+        if at in ranks:
+            raise DataError(
+                f"{origin}: expected one file of weights for tensor rank {at[0]}, stage {at[1]}, got"
+                f" {_some([ranks[at], match[0]])}; take one out, or leave it out of files"
+            )
+        ranks[at] = match[0]
+    parent, _, iteration = folders[0].rpartition("/")
+    beside = f"{parent}/{TRACKER}" if parent else TRACKER
     trackers = {path for path in paths if path.rsplit("/", 1)[-1] == TRACKER}
-    if not ranks:
-        raise MissingInputError(
-            f"{origin}: expected weights (model.safetensors, model-00001-of-0000N.safetensors, pytorch_model*.bin or"
-            f" release/mp_rank_*/model_optim_rng.pt), found {_some(paths)}"
+    if trackers - {beside}:
+        raise DataError(
+            f"{origin}: expected {_some([beside])} alone or none, got {_some(trackers)}; name the files of the checkpoint"
+            f" {such}"
         )
-    if not trackers and len(set(ranks.values())) > 1:
-        raise MissingInputError(
-            f"{origin}: expected {TRACKER} beside several iterations ({', '.join(sorted(set(ranks.values()))[:8])}); add"
-            " it, or name the files of one under files"
-        )
-    return set(ranks) | trackers
+    return OriginalCheckpoint(iteration=iteration, ranks=ranks, tracker=beside if trackers else None)
 
 
 def document_files(paths: Iterable[str]) -> list[str]:

@@ -207,6 +207,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def write(folder: Path, files: Folder) -> Path:
     folder.mkdir()
     for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
 
@@ -297,6 +298,14 @@ def test_a_configuration(case: str, tmp_path: Path) -> None:
 )
 def test_files_that_are_not_there(files: Folder, words: str, tmp_path: Path) -> None:
     check_model(tmp_path, files).assert_refused(66, words)
+
+
+def test_two_iterations_of_the_original_system(tmp_path: Path) -> None:
+    ranks = {f"iter_{at:07d}/mp_rank_00/model_rng.pt": b"" for at in (144, 152)}
+    found = check_model(
+        tmp_path, {**without("model.safetensors"), **ranks, "latest_checkpointed_iteration.txt": b"152"}
+    )
+    found.assert_refused(79, "got iter_0000144, iter_0000152; name the files of one under files, such as")
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from stagecoach.architectures.hf_names import hub_tensors
 from stagecoach.architectures.registry import FAMILIES, ModelSpec, native_tensors
 from stagecoach.errors import DataError, shown
 from stagecoach.formats.tensor_file import Array
-from stagecoach.source_files import RANK_FILE, TRACKER
+from stagecoach.source_files import TRACKER, OriginalCheckpoint
 from stagecoach_convert.accounting import listed
 from stagecoach_convert.pickle_reader import Namespace, PickledTensor, TorchFile
 from stagecoach_convert.torch_source import flat_tensors
@@ -33,17 +33,12 @@ _RENAMED = {"self_attention.": "attention."}
 _MERGED_AT_ONCE = 4
 
 
-def is_megatron(names: Iterable[str]) -> bool:
-    """Say whether a directory holds a checkpoint of the original system."""
-    return any(RANK_FILE.fullmatch(name) for name in names)
-
-
 class MegatronSource:
     """The merged tensors of one checkpoint, by Hub name."""
 
     def __init__(
         self,
-        names: Iterable[str],
+        checkpoint: OriginalCheckpoint,
         path_of: Callable[[str], Path],
         origin: str,
         num_tokens: int,
@@ -52,8 +47,8 @@ class MegatronSource:
         """Open every rank's file.
 
         Args:
-            names: Files that the directory holds.
-            path_of: File name -> local path, called for those that are read.
+            checkpoint: Names of its files.
+            path_of: File name -> local path.
             origin: Says in messages what was read.
             num_tokens: Ids of the tokenizer; rows beyond them are the original's padding and are cut off.
             config: A config.json that lies beside; None makes one from the arguments that the checkpoint stores.
@@ -63,7 +58,7 @@ class MegatronSource:
                 the arguments describe; all are named.
         """
         self.origin = origin
-        self._ranks = _open_ranks(list(names), path_of, origin)
+        self._ranks = _open_ranks(checkpoint, path_of, origin)
         self._tensors = {at: _normalised(file) for at, file in self._ranks.items()}
         self._tp = 1 + max(tp for tp, _ in self._ranks)
         self._pp = 1 + max(pp for _, pp in self._ranks)
@@ -263,22 +258,16 @@ def half_split(qkv: Array, spec: ModelSpec) -> Array:
     return np.concatenate([turned, values], axis=1).reshape(qkv.shape)
 
 
-def _open_ranks(names: list[str], path_of: Callable[[str], Path], origin: str) -> dict[tuple[int, int], TorchFile]:
-    """Return (tensor rank, pipeline stage) -> file of the iteration that the tracker names, or of the only one."""
-    matches = [(name, match) for name in names if (match := RANK_FILE.fullmatch(name))]
-    tracker = next((name for name in names if name.rsplit("/", 1)[-1] == TRACKER), None)
-    if tracker is not None:
-        text = path_of(tracker).read_text(encoding="utf-8", errors="replace").strip()
+def _open_ranks(
+    checkpoint: OriginalCheckpoint, path_of: Callable[[str], Path], origin: str
+) -> dict[tuple[int, int], TorchFile]:
+    """Return (tensor rank, pipeline stage) -> file, where a tracker names this iteration or there is none."""
+    if checkpoint.tracker is not None:
+        text = path_of(checkpoint.tracker).read_text(encoding="utf-8", errors="replace").strip()
         wanted = text if text == "release" else f"iter_{text.lstrip('0').zfill(7)}" if text.isdecimal() else text
-    else:
-        folders = {match[1] for _, match in matches}
-        if len(folders) > 1:
-            raise DataError(f"{origin}: expected one iteration or a {TRACKER}, got {', '.join(sorted(folders))}")
-        wanted = folders.pop()
-    chosen = {(int(m[2]), int(m[3] or 0)): name for name, m in matches if m[1] == wanted}
-    if not chosen:
-        raise DataError(f"{origin}: {TRACKER} says {wanted[:40]!r}, of which there are no rank files")
-    return {at: TorchFile(path_of(name)) for at, name in sorted(chosen.items())}
+        if wanted != checkpoint.iteration:
+            raise DataError(f"{origin}: {TRACKER} says {wanted[:40]!r}, of which there are no rank files")
+    return {at: TorchFile(path_of(name)) for at, name in sorted(checkpoint.ranks.items())}
 
 
 def _normalised(file: TorchFile) -> dict[str, PickledTensor]:

@@ -14,7 +14,8 @@ from stagecoach.formats.hf_model import (
     read_json_object,
 )
 from stagecoach.outputs import Input
-from stagecoach_convert.megatron import MegatronSource, is_megatron
+from stagecoach.source_files import original_checkpoint
+from stagecoach_convert.megatron import MegatronSource
 from stagecoach_convert.torch_source import TORCH_INDEX, TORCH_WEIGHTS, HubTorch
 
 
@@ -35,8 +36,8 @@ def open_source(model: Input, num_tokens: int) -> tuple[dict[str, Any], TensorSo
     config: dict[str, Any] | None = None
     if CONFIG_JSON in names:
         config = read_json_object(model.read_bytes(CONFIG_JSON), f"{model.prefix}{CONFIG_JSON}")
-    if is_megatron(names):
-        source = MegatronSource(names, model.path, origin, num_tokens, config)
+    if (checkpoint := original_checkpoint(names, origin)) is not None:
+        source = MegatronSource(checkpoint, model.path, origin, num_tokens, config)
         return source.config, source
     if config is None:
         raise DataError(

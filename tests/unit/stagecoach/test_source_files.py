@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stagecoach.errors import MissingInputError
+from stagecoach.errors import DataError, MissingInputError
 from stagecoach.source_files import data_files, document_files, matching, model_files, tokenizer_files
 
 MISTRAL = [
@@ -91,11 +91,66 @@ def test_rank_files_of_the_original_system_are_taken_without_their_optimizer() -
     assert model_files([*ORIGINAL, "model.safetensors"], "m") == ["config.json", "model.safetensors"]
 
 
-def test_several_iterations_need_what_names_one() -> None:
-    other = "release/mp_rank_00/model_optim_rng.pt"
-    assert other in model_files([*ORIGINAL, other], "m")
-    with pytest.raises(MissingInputError, match=r"beside several iterations \(iter_0000152, release\)"):
-        model_files([*ORIGINAL[:-2], other], "m")
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+@pytest.mark.parametrize(
+    ("paths", "named"),
+    [
+        ([*ORIGINAL, "release/mp_rank_00/model_optim_rng.pt"], ["iter_0000152", "release"]),
+        ([*RANKS, *(path.replace("152", "144") for path in RANKS)], ["iter_0000144", "iter_0000152"]),
+        ([f"{parent}/{path}" for parent in "ab" for path in RANKS], ["a/iter_0000152", "b/iter_0000152"]),
+        (["a/" + RANKS[0], "a/" + RANKS[1], "b/" + RANKS[2], "b/" + RANKS[3]], ["a/iter_0000152", "b/iter_0000152"]),
+    ],
+    ids=["a release beside it", "two iterations", "one iteration in two folders", "ranks of two folders"],
+)
+@pytest.mark.parametrize("tracker", [[], [TRACKER]])
+def test_two_checkpoints_are_refused_whatever_a_tracker_says(
+    paths: list[str], named: list[str], tracker: list[str]
+) -> None:
+    """A tracker is read when everything has been hashed and copied; so it does not choose."""
+    found = {"config.json", *paths} - {TRACKER} | {*tracker}
+    with pytest.raises(DataError) as error:
+        model_files(found, "m")
+    assert str(error.value) == (
+        f"m: expected the checkpoint of one iteration, got {', '.join(named)}; name the files of one under files, such as"
+        f' [config.json, "{named[-1]}/*"]'
+    )
+    chosen = matching(found, ["config.json", f"{named[-1]}/*"], "m")
+    assert all(path == "config.json" or path.startswith(named[-1]) for path in model_files(chosen, "m"))
+
+
+@pytest.mark.parametrize(
+    "second",
+    ["iter_0000152/mp_rank_00_000/model_optim_rng.pt", "iter_0000152/mp_rank_00/model_rng.pt"],
+    ids=["two names", "two folders"],
+)
+def test_two_files_of_one_rank_are_refused(second: str) -> None:
+    with pytest.raises(DataError) as error:
+        model_files([*ORIGINAL, second], "m")
+    first, last = sorted([second, RANKS[0]])
+    assert str(error.value) == (
+        f"m: expected one file of weights for tensor rank 0, stage 0, got {first}, {last}; take one out, or leave it out"
+        " of files"
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "trackers"),
+    [("", [TRACKER, f"old/{TRACKER}"]), ("a/", [f"a/{TRACKER}", TRACKER]), ("a/", [TRACKER]), ("", [f"b/{TRACKER}"])],
+)
+def test_a_tracker_that_lies_elsewhere_is_refused(folder: str, trackers: list[str]) -> None:
+    with pytest.raises(DataError) as error:
+        model_files(["config.json", *(folder + path for path in RANKS), *trackers], "m")
+    assert str(error.value) == (
+        f"m: expected {folder}{TRACKER} alone or none, got {', '.join(sorted(trackers))}; name the files of the checkpoint"
+        f' under files, such as [config.json, "{folder}iter_0000152/*"]'
+    )
+
+
+def test_a_checkpoint_below_a_folder_is_taken_with_the_tracker_beside_it() -> None:
+    paths = ["config.json", *("a/" + path for path in RANKS), f"a/{TRACKER}"]
+    assert model_files(paths, "m") == sorted(paths)
 
 
 def test_documents_and_tokenizer_files() -> None:

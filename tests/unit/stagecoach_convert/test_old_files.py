@@ -15,6 +15,7 @@ import pytest
 
 from stagecoach.errors import DataError
 from stagecoach.outputs import Input
+from stagecoach.source_files import TRACKER
 from stagecoach.storage.memory import MemoryStore
 from tests.tiny_models import CONFIGS, Pipeline, hub_arrays, hub_directory, native_arrays, tokenizer_directory
 from tests.unit.stagecoach_convert.original_checkpoints import CONFIG, original_files, torch_bytes
@@ -243,6 +244,29 @@ class TestOriginalSystem:
         files = original_files(1, 1, nested=True, iteration="iter_0000152")
         assert files["latest_checkpointed_iteration.txt"] == b"152"
         assert _convert(tmp_path, files, _trained_tokenizer()).summary["family"] == "mistral"
+
+    @pytest.mark.parametrize("shape", ["two parents", "mixed ranks", "two trackers", "two files", "two iterations"])
+    def test_a_second_checkpoint_is_refused(self, tmp_path: Path, shape: str) -> None:
+        """Whichever were read last would have been the model."""
+        files = original_files(2, 1, nested=True, iteration="iter_0000152")
+        tracker, (first, second) = files.pop(TRACKER), sorted(files)
+        weights, other = files[first], first.replace("152", "144")
+        trees: dict[str, tuple[dict[str, bytes], str]] = {
+            "two parents": (
+                {f"{at}/{name}": data for at in "ab" for name, data in files.items()},
+                "a/.*, b/iter_0000152",
+            ),
+            "mixed ranks": ({f"a/{first}": weights, f"b/{second}": files[second]}, "a/iter_0000152, b/iter_0000152"),
+            "two trackers": ({**files, TRACKER: tracker, f"old/{TRACKER}": tracker}, f"got {TRACKER}, old/{TRACKER}"),
+            "two files": (
+                {**files, first.replace("_optim", ""): weights},
+                "rank 0, stage 0, got .*/model_optim_rng.pt, ",
+            ),
+            "two iterations": ({**files, other: weights, TRACKER: tracker}, "got iter_0000144, iter_0000152"),
+        }
+        tree, named = trees[shape]
+        with pytest.raises(DataError, match=named):
+            _convert(tmp_path, tree, _trained_tokenizer())
 
     def test_a_missing_rank_is_refused(self, tmp_path: Path) -> None:
         files = original_files(2, 2, nested=True)
