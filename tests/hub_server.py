@@ -60,8 +60,8 @@ class Hub:
     """Large files that were pushed, by digest."""
     page_files: int = 1000
     """Entries of one page of a tree."""
-    max_siblings: int = 1000
-    """Files that the answer about a revision lists at most; the Hub's own answer lacks some where there are many."""
+    empty_tree_status: int = 200
+    """Answer to the tree of a repository without files: an empty list, or 404."""
     behaviours: list[str] = field(default_factory=list)
     """For each next read of a file: ``cut:N`` (break after N bytes), ``status:N``, ``redirect:URL``; else the file."""
     behaviours_of: str = ""
@@ -164,10 +164,8 @@ class _Handler(QuietHandler):
         if (asked := self._asked(parts)) is None:
             return
         repo, commit = asked
-        files = sorted(repo.snapshots[commit].items())[: self.hub.max_siblings]
-        siblings = [_sibling(path, data) for path, data in files]
-        listed = {"id": "/".join(parts[2:4]), "sha": commit, "siblings": siblings, "tags": [], "gated": repo.gated}
-        self._json(200, listed)
+        # without files: plan lists a repository by its tree alone
+        self._json(200, {"id": "/".join(parts[2:4]), "sha": commit, "siblings": [], "tags": [], "gated": repo.gated})
 
     def _tree(self, parts: list[str]) -> None:
         """Answer with a page of all files; folders are named only where everything below them is asked for."""
@@ -176,6 +174,9 @@ class _Handler(QuietHandler):
         repo, commit = asked
         query = parse_qs(urlsplit(self.path).query)
         files = repo.snapshots[commit]
+        if not files and self.hub.empty_tree_status != 200:
+            self._json(self.hub.empty_tree_status, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
+            return
         folders = {str(folder) for path in files for folder in PurePosixPath(path).parents if str(folder) != "."}
         recursive = query.get("recursive", ["False"])[0].lower() == "true"
         entries = [_folder(path) for path in folders if recursive] + [_entry(path, files[path]) for path in files]
@@ -303,13 +304,6 @@ class _Handler(QuietHandler):
         if cut_bytes is not None:
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
-
-
-def _sibling(path: str, data: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = {"rfilename": path, "size": len(data), "blobId": blob_id(data)}
-    if len(data) > LARGE_BYTES:
-        entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
-    return entry
 
 
 def _entry(path: str, data: bytes) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,11 +42,9 @@ from stagecoach_workflows.policy import Shape, decision_parameter
 from stagecoach_workflows.run_ids import run_id_of_workflow
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoFile, RepoSibling
+    from huggingface_hub import RepoFile
 
 _log = logging.getLogger("stagecoach.plan")
-_MAX_SIBLINGS = 1000
-"""Files of one answer about a revision that are all of them; from this number on the Hub leaves some out."""
 
 
 def make_plan(recipe: Recipe, store: ObjectStore, settings: Settings, run_id: str) -> Plan:
@@ -155,6 +154,7 @@ class HubLister:
         import httpx2
         from huggingface_hub import HfApi, RepoFile
         from huggingface_hub.errors import (
+            EntryNotFoundError,
             HfHubHTTPError,
             OfflineModeIsEnabled,
             RepositoryNotFoundError,
@@ -168,11 +168,11 @@ class HubLister:
             )
         api = HfApi(endpoint=self._settings.hub_endpoint, token=self._settings.hub_token)
         try:
-            info: Any = api.repo_info(source.repo, revision=source.revision, repo_type=repo_type, files_metadata=True)
-            found: list[RepoSibling] | list[RepoFile] = list(info.siblings or ())
-            if len(found) >= _MAX_SIBLINGS:
+            info: Any = api.repo_info(source.repo, revision=source.revision, repo_type=repo_type)
+            files: dict[str, RepoFile] = {}
+            with suppress(EntryNotFoundError):  # there is nothing at this commit, so nothing is found
                 tree = api.list_repo_tree(source.repo, recursive=True, revision=info.sha, repo_type=repo_type)
-                found = [entry for entry in tree if isinstance(entry, RepoFile)]
+                files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             raise MissingInputError(
                 f"{where}: there is no such repository or revision, or HF_TOKEN may not read it; correct the source"
@@ -181,7 +181,6 @@ class HubLister:
             raise _hub_error(where, error) from error
         card: Any = getattr(info, "card_data", None)
         configs = (card.get("configs") or ()) if card is not None else ()
-        files = {file.rfilename: file for file in found}
         return HubListing(
             commit=str(info.sha),
             paths=list(files),
@@ -307,11 +306,11 @@ def _hub_error(where: str, error: Exception) -> StagecoachError:
     return UnavailableError(f"{where}: the Hub {answer}; try again")
 
 
-def _resolved_file(file: RepoSibling | RepoFile) -> ResolvedFile:
+def _resolved_file(file: RepoFile) -> ResolvedFile:
     lfs = file.lfs
     return ResolvedFile(
-        path=file.rfilename,
-        size_bytes=file.size or 0,
+        path=file.path,
+        size_bytes=file.size,
         sha256=lfs.sha256 if lfs is not None else None,
         git_blob_sha1=file.blob_id if lfs is None else None,
     )

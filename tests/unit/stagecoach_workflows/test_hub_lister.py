@@ -10,6 +10,7 @@ import pytest
 from stagecoach.errors import ConfigError, MissingInputError, UnavailableError
 from stagecoach.recipe.source import HubSource
 from stagecoach.settings import Settings
+from stagecoach.source_identity import model_config
 from stagecoach_workflows.plan import HubLister
 from tests.hub_server import LARGE_BYTES, TOKEN, Hub, blob_id, running_hub
 
@@ -46,7 +47,7 @@ def test_a_branch_that_moved_is_another_commit_in_the_next_plan(hub: Hub) -> Non
 
 
 def test_a_list_longer_than_a_page_is_whole(hub: Hub) -> None:
-    """The answer about a revision leaves files out where there are many; the tree has all of them, in pages."""
+    """The tree has all files, in pages; the answer about a revision need not."""
     files = {f"data/part-{number:04d}.jsonl": b"%d" % number for number in range(1_205)}
     hub.add("datasets/owner/many", {**files, "last/weights.bin": LARGE})
     listing = lister(hub)(HubSource(repo="owner/many"), "dataset")
@@ -57,9 +58,21 @@ def test_a_list_longer_than_a_page_is_whole(hub: Hub) -> None:
     assert (weights.size_bytes, weights.sha256) == (len(LARGE), hashlib.sha256(LARGE).hexdigest())
 
 
-def test_a_short_list_is_one_request(hub: Hub) -> None:
-    lister(hub)(SOURCE, "model")
-    assert hub.requests == ["/api/models/owner/name/revision/main"]
+def test_a_short_list_comes_from_the_tree_too(hub: Hub) -> None:
+    listing = lister(hub)(SOURCE, "model")
+    assert hub.requests == [
+        "/api/models/owner/name/revision/main",
+        f"/api/models/owner/name/tree/{listing.commit}",
+    ]
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_an_empty_repository_holds_nothing(hub: Hub, status: int) -> None:
+    """Whether the tree is an empty list or is not there."""
+    hub.empty_tree_status = status
+    hub.add("owner/empty", {})
+    with pytest.raises(MissingInputError, match=r"owner/empty@[0-9a-f]{12}: expected a config\.json .*, found nothing"):
+        model_config(HubSource(repo="owner/empty"), Settings(), lister(hub))
 
 
 def test_a_gated_repository_is_listed_for_everybody(hub: Hub) -> None:
