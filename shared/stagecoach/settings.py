@@ -14,6 +14,7 @@ from stagecoach.errors import ConfigError
 
 Addressing = Literal["auto", "path", "virtual"]
 Checksums = Literal["when_required", "when_supported"]
+HUB_ADDRESS = "https://huggingface.co"
 _SECRET_NAME = re.compile(
     r"(?:SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|CREDENTIALS?|ACCESS_KEY|PRIVATE_KEY)(?:_KEY|_ID)?$", re.IGNORECASE
 )
@@ -76,6 +77,11 @@ class Settings:
     """Digest of the image that runs; recorded in manifests. STAGECOACH_IMAGE_DIGEST."""
     pod_name: str | None = None
     """Name of the pod that runs; recorded in task records. STAGECOACH_POD_NAME, then HOSTNAME."""
+
+    @property
+    def hub_address(self) -> str:
+        """Base address of the Hub that is asked, without a slash at the end."""
+        return (self.hub_endpoint or HUB_ADDRESS).rstrip("/")
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] | None = None) -> Settings:

@@ -16,7 +16,6 @@ from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
 
 _PARTS_BYTES = 20 * 1024 * 1024  # above the size at which an S3 store uploads in parts
-_HUB = "https://huggingface.co"
 _RIGHTS = (
     ("create", "workflows", "argoproj.io"),
     ("get", "workflows", "argoproj.io"),
@@ -103,7 +102,7 @@ def _store_attempts(store: ObjectStore, prefix: str) -> list[tuple[str, Callable
 
 def examine_hub(settings: Settings) -> Finding:
     """Ask the Hub for its front door; only recipes with Hub sources need it."""
-    address = settings.hub_endpoint or _HUB
+    address = settings.hub_address
     if settings.hub_offline:
         return Finding(what="Hub", ok=False, sentence="HF_HUB_OFFLINE is set", needed=False)
     try:

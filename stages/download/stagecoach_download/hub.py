@@ -34,7 +34,7 @@ class HubReader:
         """
         if settings.hub_offline:
             raise ConfigError(f"{repo}: HF_HUB_OFFLINE forbids to ask the Hub; unset it, or use a directory source")
-        self.origin = without_secrets(f"{settings.hub_endpoint or 'https://huggingface.co'}/{repo}") + f"@{commit[:12]}"
+        self.origin = without_secrets(f"{settings.hub_address}/{repo}") + f"@{commit[:12]}"
         self._repo = repo
         self._repo_type = repo_type
         self._commit = commit

@@ -27,11 +27,10 @@ from huggingface_hub.errors import (
 from stagecoach.errors import ConfigError, StagecoachError, UnavailableError
 from stagecoach.outputs import Input
 from stagecoach.recipe.export import PushConfig
-from stagecoach.settings import Settings
+from stagecoach.settings import HUB_ADDRESS, Settings
 
 _log = logging.getLogger("stagecoach.export")
 
-_HUB = "https://huggingface.co"
 _WEIGHTS = re.compile(r"(model|pytorch_model)[^/]*\.(safetensors|bin)(\.index\.json)?")
 _BUSY = (408, 425, 429)
 
@@ -92,7 +91,7 @@ def _content(exported: Input, name: str, settings: Settings, opened: ExitStack) 
     speak LFS.
     """
     path = exported.path(name)
-    if settings.hub_endpoint in (None, _HUB):
+    if settings.hub_address == HUB_ADDRESS:
         return path
     return opened.enter_context(open(path, "rb"))
 

@@ -28,6 +28,18 @@ def test_an_empty_variable_counts_as_unset() -> None:
     assert Settings.from_environ({"HF_TOKEN": "", "ARGO_PROGRESS_FILE": ""}).progress_file is None
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "address"),
+    [
+        ({}, "https://huggingface.co"),
+        ({"HF_ENDPOINT": "https://huggingface.co/"}, "https://huggingface.co"),
+        ({"HF_ENDPOINT": "http://mirror:80/hub//"}, "http://mirror:80/hub"),
+    ],
+)
+def test_one_hub_has_one_address(endpoint: dict[str, str], address: str) -> None:
+    assert Settings.from_environ(endpoint).hub_address == address
+
+
 def test_a_token_never_shows_in_the_representation() -> None:
     assert "hf_secret" not in repr(Settings.from_environ({"HF_TOKEN": "hf_secret"}))
 

@@ -124,6 +124,9 @@ class TestRecord:
         assert (done["state"], done["export"], done["repo"]) == ("pushed", "exports/m-1/", "team/model")
         assert done["commit"] == server.repos["team/model"].commit_of("main")
         assert server.repos["team/model"].messages == ["Stagecoach: tiny, iteration 3"]
+        common = {"state", "export", "manifest_sha256"}
+        assert {*started} == common
+        assert {*done} == common | {"repo", "branch", "commit", "url", "pushed_unix_seconds"}
 
     def test_a_push_is_done_once(self, server: Hub, exported: Input) -> None:
         run.finish(self.CONFIG, exported, exported.store)
