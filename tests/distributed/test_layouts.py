@@ -97,21 +97,20 @@ def test_rows_that_do_not_divide_over_the_data_parallel_ranks(tmp_path: Path) ->
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("dtype", ["fp64", "fp32"])
 def test_every_layout_equals_one_rank(tmp_path: Path, dtype: str, tied: bool, world_size: int) -> None:
+    """In fp32 without zero-bubble, whose order of work float64 proves."""
     spec = tiny_spec(tied_embeddings=tied, num_layers=FEW_LAYERS)
-    check(every_layout(spec, dtype, world_size), spec, dtype, tmp_path)
+    configs = [each for each in every_layout(spec, dtype, world_size) if dtype == "fp64" or not each.layout.zero_bubble]
+    check(configs, spec, dtype, tmp_path)
 
 
 @pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [4, 6, 7, 8])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("dtype", ["fp64", "fp32"])
-def test_layouts_of_more_stages_than_five_equal_one_rank(
-    tmp_path: Path, dtype: str, tied: bool, world_size: int
-) -> None:
+def test_layouts_of_more_stages_than_five_equal_one_rank(tmp_path: Path, tied: bool, world_size: int) -> None:
     spec = tiny_spec(tied_embeddings=tied, num_layers=MORE_LAYERS)
-    fewer = every_layout(tiny_spec(num_layers=FEW_LAYERS), dtype, world_size)
-    check([config for config in every_layout(spec, dtype, world_size) if config not in fewer], spec, dtype, tmp_path)
+    fewer = every_layout(tiny_spec(num_layers=FEW_LAYERS), "fp64", world_size)
+    check([config for config in every_layout(spec, "fp64", world_size) if config not in fewer], spec, "fp64", tmp_path)
 
 
 def test_the_list_holds_every_product_of_eight_ranks_and_every_kind() -> None:
