@@ -9,8 +9,10 @@ tasks whose outputs it reads. ``stagecoach run --runner slurm`` calls the very s
 
 from __future__ import annotations
 
-import os
+import secrets
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -28,6 +30,7 @@ from stagecoach_workflows.slurm.script import RUN, STATUS, BatchTask, batch_scri
 SUBMIT = "submit.sh"
 RECIPE = "recipe.base64"
 _RECIPE = f'$(< "$here/{RECIPE}")'
+_LEFT_OVER_SECONDS = 3600.0
 _PLAN = "plan"
 NOTIFY = "notify"
 PROBE = "probe"
@@ -46,10 +49,12 @@ mkdir -p "$folder/logs" "$folder/plan/artifacts"
 folder=$(cd "$folder" && pwd)
 
 # of two submissions at once one is refused; mkdir holds on every shared file system, locks do not
-if ! said=$(mkdir "$folder/submitting" 2>&1); then
+if ! said=$(LC_ALL=C mkdir "$folder/submitting" 2>&1); then
   if [ -d "$folder/submitting" ]; then
     by=$(cat "$folder/submitting/by" 2> /dev/null) || by="another process"
     said="run $run is being submitted already, by $by; wait for it, or remove $folder/submitting if it is gone"
+  elif [[ $said == *"File exists"* ]]; then
+    said="run $run was being submitted a moment ago; try again"
   fi
   echo "$said" >&2
   exit 78
@@ -142,11 +147,23 @@ class Scripts:
         """Write the files, each at once: a shell may be reading the one before; ``submit.sh`` can be executed."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.files.items():
-            new = folder / f".{name}.{os.getpid()}"
-            new.write_text(text, encoding="utf-8")
-            if name == SUBMIT:
-                new.chmod(0o755)
-            new.replace(folder / name)
+            _remove_left_overs(folder, name)
+            new = folder / f".{name}.{secrets.token_hex(4)}.new"
+            try:
+                new.write_text(text, encoding="utf-8")
+                if name == SUBMIT:
+                    new.chmod(0o755)
+                new.replace(folder / name)
+            finally:
+                new.unlink(missing_ok=True)
+
+
+def _remove_left_overs(folder: Path, name: str) -> None:
+    """Remove what a killed writer of a file left; a younger one may belong to a writer on another node."""
+    for new in folder.glob(f".{name}.*.new"):
+        with suppress(FileNotFoundError):
+            if time.time() - new.stat().st_mtime > _LEFT_OVER_SECONDS:
+                new.unlink()
 
 
 def _values(graph: Graph, store_url: str) -> dict[str, str]:
@@ -210,7 +227,7 @@ def _probe(plan: Step, store_url: str, recipe: Recipe, before: tuple[str, ...]) 
 
 def _notify(step: Step, values: Mapping[str, str], config: SlurmConfig, recipe: Recipe) -> BatchTask:
     arguments = [argument for argument in stage_arguments(step, {}, values) if not argument.startswith("--secrets=")]
-    secrets = [f"--secrets={config.notify}"] if config.notify is not None else []
+    given = [f"--secrets={config.notify}"] if config.notify is not None else []
     before = (
         "# every submitted task has left exit code 0, or the run has failed",
         "status=Succeeded; while read -r task _; do case $task in probe|notify) continue; esac",
@@ -220,7 +237,7 @@ def _notify(step: Step, values: Mapping[str, str], config: SlurmConfig, recipe: 
         name=NOTIFY,
         kind=NOTIFY,
         step=_small(step, step.command),
-        arguments=(*arguments, "--runner=slurm", *secrets),
+        arguments=(*arguments, "--runner=slurm", *given),
         recipe=recipe.name,
         before=before,
     )
@@ -262,7 +279,8 @@ def _submit(graph: Graph, values: Mapping[str, str], config: SlurmConfig, recipe
         lines.append(f"submit {task.name} {_mutex(graph, task)} {reads}")
     if NOTIFY in graph.steps:
         lines.append(f'job {NOTIFY} "afterany:$(cut -f 2 "$jobs" | paste -sd : -)" > /dev/null')
-    lines += ['cat "$jobs"', 'jobs=""']
+    # accepted: that nobody reads the list is no reason to withdraw it
+    lines += ['submitted=$jobs jobs=""', 'cat "$submitted"']
     return "\n".join(lines) + "\n"
 
 

@@ -10,10 +10,12 @@ mkdir -p "$folder/logs" "$folder/plan/artifacts"
 folder=$(cd "$folder" && pwd)
 
 # of two submissions at once one is refused; mkdir holds on every shared file system, locks do not
-if ! said=$(mkdir "$folder/submitting" 2>&1); then
+if ! said=$(LC_ALL=C mkdir "$folder/submitting" 2>&1); then
   if [ -d "$folder/submitting" ]; then
     by=$(cat "$folder/submitting/by" 2> /dev/null) || by="another process"
     said="run $run is being submitted already, by $by; wait for it, or remove $folder/submitting if it is gone"
+  elif [[ $said == *"File exists"* ]]; then
+    said="run $run was being submitted a moment ago; try again"
   fi
   echo "$said" >&2
   exit 78
@@ -89,5 +91,5 @@ submit pack '' download-tokenizer download-data-codeact download-data-general
 submit train "stagecoach-train-$(plan train-key)" shard pack download-tokenizer
 submit export '' train convert download-tokenizer pack
 job notify "afterany:$(cut -f 2 "$jobs" | paste -sd : -)" > /dev/null
-cat "$jobs"
-jobs=""
+submitted=$jobs jobs=""
+cat "$submitted"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,27 @@ def test_the_shell_can_read_every_script(runtime: str, tmp_path: Path) -> None:
     for file in tmp_path.iterdir():
         if file.suffix != ".base64":
             subprocess.run(["bash", "-n", str(file)], check=True)
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path: Path) -> None:
+    made = scripts("micro", SlurmConfig())
+    dead, live = tmp_path / ".train.sbatch.4711.new", tmp_path / ".train.sbatch.4712.new"
+    for file in (dead, live):
+        file.write_text("half")
+    os.utime(dead, (time.time() - 7200,) * 2)
+    made.write(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {*made.files, live.name}
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Path, text: str, **_: object) -> None:
+        file.write_bytes(text[:9].encode())
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="no space left"):
+        scripts("micro", SlurmConfig()).write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_retry_table_is_the_workflows_own() -> None:

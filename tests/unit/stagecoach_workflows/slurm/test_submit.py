@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -114,6 +115,32 @@ def test_a_submission_that_is_killed_leaves_a_sentence(run: SlurmRun, cluster: S
     (run.folder / "submitting" / "by").unlink()
     (run.folder / "submitting").rmdir()
     assert len(run.submit()) == 10
+
+
+def test_a_submission_that_ends_just_now_is_no_bare_error(run: SlurmRun, cluster: StubSlurm) -> None:
+    """The other one's folder is there when this one makes its own, and gone when it looks who that is."""
+    mkdir = cluster.programs / "mkdir"
+    mkdir.write_text(
+        f'#!/bin/sh\n{shutil.which("mkdir")} "$@" && case $1 in */submitting)\n'
+        f' {shutil.which("mkdir")} "$@"; rmdir "$1"; exit 1; esac\n'
+    )
+    mkdir.chmod(0o755)
+    with pytest.raises(ConfigError, match=rf"^run {RUN} was being submitted a moment ago; try again$"):
+        run.submit()
+    mkdir.write_text("#!/bin/sh\ncase $1 in -p) exit 0; esac; echo mkdir: No space left on device >&2; exit 1\n")
+    with pytest.raises(ConfigError, match=r"^mkdir: No space left on device$"):
+        run.submit()
+    mkdir.unlink()
+    assert len(run.submit()) == 10
+
+
+@pytest.mark.parametrize("out", ["/dev/full", "&-"])
+def test_a_list_that_nobody_reads_withdraws_no_job(run: SlurmRun, cluster: StubSlurm, out: str) -> None:
+    command = ["bash", "-c", f'"$0" "$@" >{out}', str(run.scripts / "submit.sh"), RUN, str(run.folder)]
+    done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+    assert "cat: " in done.stderr
+    assert list(run.jobs().values()) == list(cluster.queue)
+    assert len(cluster.queue) == 10 and cluster.cancelled() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
