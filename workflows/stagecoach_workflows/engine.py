@@ -92,7 +92,8 @@ class TaskRun:
         lines = [line.rstrip() for line in _read(self.log, last_bytes=65536).splitlines() if line.strip()]
         errors = [number for number, line in enumerate(lines) if " E " in line[:40]]
         if not errors:
-            return lines[-1].strip() if lines else ""
+            said = [line for line in lines if not line.startswith("srun: ")] or lines  # it repeats the exit code
+            return said[-1].strip() if said else ""
         below = takewhile(lambda line: line.startswith("  "), lines[errors[-1] + 1 :])
         return "\n".join([lines[errors[-1]].split(": ", 1)[-1], *below])
 

@@ -254,5 +254,9 @@ def test_the_last_error_line_is_the_message(tmp_path: Path) -> None:
     assert run.last_sentence() == "data/x.jsonl: row 3: no messages"
     run.log.write_text("2026-11-25 01:30:00,000 E stagecoach: 2 bad rows:\n  a: row 3\n  a: row 4\nstderr of a child\n")
     assert run.last_sentence() == "2 bad rows:\n  a: row 3\n  a: row 4"
+    run.log.write_text("store: there is no directory /x\nsrun: error: n1: task 0: Exited with exit code 78\n")
+    assert run.last_sentence() == "store: there is no directory /x"
+    run.log.write_text("srun: error: Unable to allocate resources\n")
+    assert run.last_sentence() == "srun: error: Unable to allocate resources"
     run.log.write_text("Traceback\nKilled\n")
     assert run.last_sentence() == "Killed"
