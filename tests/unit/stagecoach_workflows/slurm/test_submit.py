@@ -76,6 +76,12 @@ def test_the_progress_of_an_earlier_submission_does_not_count(run: SlurmRun, clu
     assert [(node.task, node.progress) for node in state.nodes] == [(task, 0.0) for task in first]
 
 
+def hear_signals() -> None:
+    """Hear what the tests' own process may have been started to ignore, as a command behind nohup or ``&`` is."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def planning(run: SlurmRun, cluster: StubSlurm) -> Iterator[subprocess.Popen[bytes]]:
     """``submit.sh``, called by hand, while it plans; it goes on at the end of the block."""
@@ -84,7 +90,7 @@ def planning(run: SlurmRun, cluster: StubSlurm) -> Iterator[subprocess.Popen[byt
     wait = f"touch {reached}; for _ in {{1..200}}; do [ ! -e {gate} ] || break; sleep 0.05; done"
     cluster.python.write_text(plan.replace("\n", f"\n{wait}\n", 1))
     command = [str(run.scripts / "submit.sh"), RUN, str(run.folder)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=hear_signals)
     limit = time.monotonic() + 60
     while not reached.exists():
         assert process.poll() is None and time.monotonic() < limit
