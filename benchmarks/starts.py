@@ -3,7 +3,7 @@
     make bench-starts
 
 One run of tiny-cpu in a folder of its own: interrupted by a SIGTERM in the middle of ``train``, taken up by the same
-command, then the same once more, which starts no stage but asks the model again; then every stage alone, which finds its
+command, then a new run, which starts no stage but asks the model again; then every stage alone, which finds its
 work done. ``python -c pass`` stands beside them, since nothing in Python starts sooner. Writes results/starts.json.
 """
 
@@ -60,9 +60,9 @@ def environment(folder: Path) -> dict[str, str]:
     return child_environ(STAGECOACH_SCRATCH=str(folder / "scratch"), OMP_NUM_THREADS="1")
 
 
-def run_command(folder: Path) -> list[str]:
+def run_command(folder: Path, *more: str) -> list[str]:
     """Return the command line of ``make run`` in a folder of its own."""
-    fixed = ["--work", str(folder), "--run", RUN, "--answers", "10", "--require-answers", "8"]
+    fixed = ["--work", str(folder), "--answers", "10", "--require-answers", "8", *more]
     return [sys.executable, "-m", "stagecoach_workflows", "run", "tiny-cpu", *fixed]
 
 
@@ -72,9 +72,9 @@ def stop_seconds(folder: Path) -> float:
     Raises:
         RuntimeError: The training never came to the middle, or the run did not end as one to go on with.
     """
-    file = folder / "first.log"
+    file, command = folder / "first.log", run_command(folder, "--run", RUN)
     with file.open("w") as log:
-        process = subprocess.Popen(run_command(folder), env=environment(folder), stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=environment(folder), stdout=log, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + PATIENCE_SECONDS
     try:
         while not middle_of_training(folder):
@@ -118,7 +118,7 @@ def main() -> int:
         python = median_seconds([sys.executable, "-c", "pass"], folder)
         answers = median_seconds(program, folder)
         stop = stop_seconds(folder)
-        seconds_of(run_command(folder), folder)
+        seconds_of(run_command(folder, "--run", RUN), folder)
         again = median_seconds(run_command(folder), folder)
         store = LocalStore(folder / "store")
         stages = stage_seconds(read_plan(store, RUN), store, folder)
