@@ -37,10 +37,11 @@ _PORTS = (
     *("filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc"),
 )
 
-# `read` returns when this process closes the pipe or dies, or at a TERM, which the server's own end sends; $0 is run_dir
+# `read` returns when this process closes the pipe or dies, or at a TERM, which the server's own end sends until it is
+# heard, as one that comes before `read` waits is lost; $0 is run_dir
 _SUPERVISOR = (
-    'trap : TERM; { trap : TERM; "$@" </dev/null; kill -TERM $$; } & read -r _; trap "" TERM; kill -TERM 0; wait;'
-    ' rm -rf "$0"'
+    'trap : TERM; { trap : TERM; "$@" </dev/null; until [ -e "$0/stop" ] || ! kill -TERM $$; do sleep 0.1; done; } &'
+    ' read -r _; trap "" TERM; : > "$0/stop"; kill -TERM 0; wait; rm -rf "$0"'
 )
 
 

@@ -75,11 +75,12 @@ def test_a_server_that_dies_at_once_is_a_sentence(tmp_path: Path, monkeypatch: p
     program.write_text("#!/bin/sh\necho cannot do it >&2\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setattr(local_s3, "_find_program", lambda: str(program))
-    begin = time.monotonic()
-    with pytest.raises(UnavailableError, match=r"did not start, see .*server.log: cannot do it"):
-        with running_s3_server(tmp_path / "s3"):
-            pass
-    assert time.monotonic() - begin < 30
+    for _ in range(20):  # its end may come before its shell waits for it
+        begin = time.monotonic()
+        with pytest.raises(UnavailableError, match=r"did not start, see .*server.log: cannot do it"):
+            with running_s3_server(tmp_path / "s3"):
+                pass
+        assert time.monotonic() - begin < 30
     wait_until_gone(tmp_path / "s3")
 
 
