@@ -257,6 +257,19 @@ class _FullStore(MemoryStore):
             yield write_while_there_is_room
 
 
+def calls_of(pipeline: Pipeline) -> dict[str, Callable[[], Input]]:
+    """Make what the three stages read; returns stage -> a call of it."""
+    model = pipeline.finish("sources/models/m-1/", hub_directory(MISTRAL))
+    tokenizer = pipeline.finish("sources/tokenizers/m-1/", tokenizer_directory())
+    native = pipeline.convert(model, tokenizer)
+    trained = pipeline.trained(native, RankLayout(2, 1))
+    return {
+        "convert": lambda: pipeline.convert(model, tokenizer, prefix="native/m-2/"),
+        "shard": lambda: pipeline.shard(native, 2, 1),
+        "export": lambda: pipeline.export(trained, native, tokenizer),
+    }
+
+
 @pytest.mark.parametrize("room_bytes", [1_000, 50_000])
 @pytest.mark.parametrize("stage", ["convert", "shard", "export"])
 def test_a_disk_that_fills_in_the_middle_leaves_nothing_that_counts(
@@ -265,15 +278,7 @@ def test_a_disk_that_fills_in_the_middle_leaves_nothing_that_counts(
     """In the first file of weights, a little after its beginning and near its end."""
     store = _FullStore()
     pipeline = Pipeline(store, tmp_path)
-    model = pipeline.finish("sources/models/m-1/", hub_directory(MISTRAL))
-    tokenizer = pipeline.finish("sources/tokenizers/m-1/", tokenizer_directory())
-    native = pipeline.convert(model, tokenizer)
-    trained = pipeline.trained(native, RankLayout(2, 1))
-    runs: dict[str, Callable[[], Input]] = {
-        "convert": lambda: pipeline.convert(model, tokenizer, prefix="native/m-2/"),
-        "shard": lambda: pipeline.shard(native, 2, 1),
-        "export": lambda: pipeline.export(trained, native, tokenizer),
-    }
+    runs = calls_of(pipeline)
     before = {info.key for info in store.list("") if info.key.endswith("manifest.json")}
     store.room_bytes = room_bytes
     with pytest.raises(OSError, match="No space left"):
@@ -288,15 +293,7 @@ def test_a_disk_that_fills_in_the_middle_leaves_nothing_that_counts(
 def test_a_file_system_that_takes_no_more_leaves_no_file(tmp_path: Path, stage: str) -> None:
     """The same in a directory, where the system itself ends a write in the middle of the first file of weights."""
     pipeline = Pipeline(LocalStore(tmp_path / "store"), tmp_path)
-    model = pipeline.finish("sources/models/m-1/", hub_directory(MISTRAL))
-    tokenizer = pipeline.finish("sources/tokenizers/m-1/", tokenizer_directory())
-    native = pipeline.convert(model, tokenizer)
-    trained = pipeline.trained(native, RankLayout(2, 1))
-    runs: dict[str, Callable[[], Input]] = {
-        "convert": lambda: pipeline.convert(model, tokenizer, prefix="native/m-2/"),
-        "shard": lambda: pipeline.shard(native, 2, 1),
-        "export": lambda: pipeline.export(trained, native, tokenizer),
-    }
+    runs = calls_of(pipeline)
     before = sorted(path for path in (tmp_path / "store").rglob("*") if path.is_file())
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, unlimited[1]))
