@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -289,9 +290,15 @@ class TrainConfig(Section):
         """
         if self.steps is not None:
             return self.steps
+        return math.ceil(Fraction(self.total_packs(num_packs), self.packs_per_step))
+
+    def total_packs(self, num_packs: int) -> int:
+        """Return how many packs a training on `num_packs` packs sees, repetitions counted."""
+        if self.steps is not None:
+            return self.steps * self.packs_per_step
         epochs = DEFAULT_EPOCHS if self.epochs is None else self.epochs
-        # 1e-9: 0.1 x 30 must be 3 packs, not the 4 that its binary rounding would give.
-        return max(1, math.ceil(math.ceil(epochs * num_packs - 1e-9) / self.packs_per_step))
+        # As it is written: 0.1 x 30 is 3 packs, not the 4 that its binary rounding would give.
+        return max(1, math.ceil(Fraction(str(epochs)) * num_packs))
 
     def steps_per_epoch(self, num_packs: int) -> int:
         """Return the number of steps in which `num_packs` packs have been seen once, the last one maybe partly."""

@@ -11,7 +11,6 @@ waits long for another. Which packs make a step never depends on the layout; onl
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from stagecoach.errors import DataError
 from stagecoach.formats.packed import PackArrays
-from stagecoach.recipe.train import DEFAULT_EPOCHS, TrainConfig
+from stagecoach.recipe.train import TrainConfig
 from stagecoach_train.batch import MicroBatch, MicroBatchShape, max_seqlen_bucket, shifted_targets
 
 _LOOK_AHEAD_PACKS = 1_000_000
@@ -66,11 +65,7 @@ class DataOrder:
         """
         if num_packs < 1:
             raise DataError("train: expected at least one training pack, got 0; add data or lower the held-out share")
-        num_steps = config.total_steps(num_packs)
-        total_packs = num_steps * config.packs_per_step
-        if config.steps is None:
-            epochs = DEFAULT_EPOCHS if config.epochs is None else config.epochs
-            total_packs = max(1, math.ceil(epochs * num_packs - 1e-9))
+        total_packs, num_steps = config.total_packs(num_packs), config.total_steps(num_packs)
         return cls(num_packs, config.packs_per_step, total_packs, num_steps, config.seed)
 
     def packs_of_step(self, step: int) -> list[int]:

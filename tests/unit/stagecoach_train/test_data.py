@@ -43,6 +43,7 @@ class TestOrder:
         assert order(epochs=2.6).total_packs == 13
         assert order(epochs=2.6).num_steps == 4
         assert order(epochs=2.5).total_packs == 13  # half a pack is a whole one
+        assert order(num_packs=3_486_775, epochs=18.6).total_packs == 64_854_015
 
     def test_the_originals_mistral_recipe_without_its_extra_step(self) -> None:
         config = TrainConfig(epochs=5, packs_per_step=32)

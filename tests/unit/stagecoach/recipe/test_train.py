@@ -19,6 +19,7 @@ from stagecoach.recipe.train import Layout, TrainConfig
         (1, 64, 32, 2),  # exact: no step more
         (0.1, 30, 1, 3),  # 0.1 * 30 is 3.0000000000000004 in binary
         (0.01, 10, 32, 1),  # never none
+        (18.6, 3_486_775, 1, 64_854_015),  # exact as well; in binary the product is 7e-9 above
     ],
 )
 def test_epochs_become_steps_without_the_originals_extra_one(
