@@ -5,7 +5,7 @@
     train/trained.bits            one bit a token, least significant first: 1 = this token is a target
     train/documents.bin           56-byte records (DOCUMENT): where a document lies and which row it came from
     train/ids.bin                 the rows' own ids, UTF-8, one behind another
-    train/packs.bin               32-byte records (PACK): first document, number of documents, costs
+    train/packs.bin               32-byte records (PACK): first document, number of documents, sums
     heldout/..                    the same five
 
 Documents of one pack lie side by side, so that reading a pack touches only its own bytes:
@@ -52,7 +52,6 @@ DOCUMENT = np.dtype(
         ("flags", "<u2"),  # CUT_BEFORE, CUT_BEHIND
     ]
 )
-_TOKENS_SQUARED_PER_TOKEN = 12 * 4096
 _RECORDS_AT_ONCE = 1 << 16
 _PACKS_AT_ONCE = 1 << 10
 
@@ -62,11 +61,11 @@ CUT_BEHIND = 2
 PACK = np.dtype(
     [
         ("first_document", "<u8"),
-        ("sum_squares", "<u8"),  # sum of squared document lengths: what attention costs
+        ("sum_squares", "<u8"),  # sum of squared document lengths; informative
         ("num_documents", "<u4"),
         ("num_tokens", "<u4"),
         ("num_targets", "<u4"),
-        ("max_document_tokens", "<u4"),
+        ("max_document_tokens", "<u4"),  # informative
     ]
 )
 
@@ -154,15 +153,6 @@ class PackedSplit:
         """The most documents that a pack holds, its padding document counted; sizes the tables of attention."""
         padded = self.packs["num_tokens"] < self.pack_tokens
         return int((self.packs["num_documents"] + padded).max()) if len(self.packs) else 0
-
-    @property
-    def costs(self) -> npt.NDArray[np.float64]:
-        """Work of each pack, float64 [num_packs], in tokens: attention adds the sum of squared lengths over 12 x 4,096.
-
-        That share is right for a model 4,096 wide; a narrower one spends more on attention, which changes the order
-        of packs by cost very little.
-        """
-        return np.asarray(self.packs["num_tokens"] + self.packs["sum_squares"] / _TOKENS_SQUARED_PER_TOKEN, np.float64)
 
     @property
     def document_hashes(self) -> list[str]:

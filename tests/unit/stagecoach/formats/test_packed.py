@@ -90,11 +90,10 @@ def test_bits_of_a_pack_may_begin_inside_a_byte(folder: Folder) -> None:
     assert pack.document_starts.tolist() == [0]
 
 
-def test_the_split_knows_its_sizes_and_costs(folder: Folder) -> None:
+def test_the_split_knows_its_sizes(folder: Folder) -> None:
     split = PackedSplit.open(folder, "train")
     assert (split.num_packs, split.num_documents) == (2, 3)
     assert split.max_documents_per_pack == 3  # two documents and the padding of pack 0
-    assert split.costs.tolist() == pytest.approx([5 + 13 / 49152, 6 + 36 / 49152])
     assert split.document_sources == ["demo", "more", "demo"]
     assert split.document_hashes[0] == "000102030405060708090a0b0c0d0e0f"
 
@@ -156,7 +155,7 @@ def test_an_empty_split_has_no_packs(folder: Folder) -> None:
     empty = {"num_packs": 0, "num_documents": 0, "num_tokens": 0}
     folder.path("packed.json").write_text(json.dumps({**DESCRIPTION, "splits": {"train": empty}}))
     split = PackedSplit.open(folder, "train")
-    assert (split.num_packs, split.max_documents_per_pack, split.costs.tolist()) == (0, 0, [])
+    assert (split.num_packs, split.max_documents_per_pack) == (0, 0)
 
 
 @pytest.mark.parametrize(
