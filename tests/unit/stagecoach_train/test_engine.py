@@ -14,7 +14,7 @@ from stagecoach.parallel.topology import Topology
 from stagecoach.recipe.train import TrainConfig
 from stagecoach_train.engine import Engine
 from stagecoach_train.results import Range
-from tests.distributed.training_cases import SHAPE, assemble, initial_weights, micro_batch, reader, tiny_spec
+from tests.distributed.training_cases import SHAPE, Arrays, assemble, initial_weights, micro_batch, reader, tiny_spec
 
 SPEC = tiny_spec(num_layers=2)
 
@@ -138,6 +138,30 @@ def test_clipping_scales_a_long_gradient_down_and_never_a_short_one_up() -> None
     half_norm, clipped = after_one_step(norm / 2)
     assert half_norm == norm
     np.testing.assert_allclose(clipped, unclipped * (norm / 2) / (norm + 1e-6), rtol=1e-12)
+
+
+MATRICES = {f"layers.0.{name}.weight" for name in ("attention.qkv", "attention.output", "mlp.gate_up", "mlp.down")}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("decay_embeddings", [True, False])
+def test_weight_decay_moves_matrices_only_and_the_ends_if_asked_to(tied: bool, decay_embeddings: bool) -> None:
+    spec = tiny_spec(family="qwen2", num_layers=1, sliding_window=None, qkv_bias=True, tied_embeddings=tied)
+
+    def after_one_step(weight_decay: float) -> Arrays:
+        config = TrainConfig(
+            steps=1, compute_dtype="fp64", weight_decay=weight_decay, decay_embeddings=decay_embeddings
+        )
+        engine = Engine(config, spec, Topology(), torch.device("cpu"), num_micro_batches=1, shape=SHAPE)
+        engine.load_weights(reader(initial_weights(spec)))
+        batch = micro_batch(0)
+        engine.train_step([batch], batch.num_targets, 1e-3)
+        return assemble(spec, engine.state_pieces())
+
+    plain, decayed = after_one_step(0.0), after_one_step(0.5)
+    moved = {name for name in initial_weights(spec) if (plain[f"{name}/weight"] != decayed[f"{name}/weight"]).any()}
+    ends = {"embedding.weight"} if tied else {"embedding.weight", "head.weight"}
+    assert moved == MATRICES | (ends if decay_embeddings else set())
 
 
 def test_an_empty_micro_batch_adds_nothing() -> None:
