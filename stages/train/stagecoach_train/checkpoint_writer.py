@@ -10,19 +10,19 @@ Threads talk through the ranks' store of texts alone, never by collectives, whic
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, cast
 
 from stagecoach import faults
 from stagecoach.architectures.registry import ModelSpec
-from stagecoach.errors import InterruptedWithProgress, StoreUnavailable, UnavailableError
+from stagecoach.errors import InterruptedWithProgress, UnavailableError
 from stagecoach.formats.checkpoint import (
     INDEX_NAME,
     CheckpointIndex,
@@ -37,17 +37,12 @@ from stagecoach.paths import checkpoint_prefix, tracker_key
 from stagecoach.storage.base import ObjectStore
 from stagecoach_train.attempts import Fence
 from stagecoach_train.checkpointing import Retention, committed_checkpoints, delete_checkpoint
+from stagecoach_train.patience import patiently
 from stagecoach_train.ranks import Ranks
 from stagecoach_train.results import StatePiece
 from stagecoach_train.train_state import CheckpointRef, TrainState
 
-STORE_PATIENCE_SECONDS = 300.0
 COMMIT_TIMEOUT_SECONDS = 4 * 3600.0
-_FIRST_PAUSE_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 10.0
-
-_log = logging.getLogger("stagecoach.train")
-_T = TypeVar("_T")
 
 Entry = tuple[str, Kind, StoredPiece]
 
@@ -256,26 +251,7 @@ class CheckpointWriter:
             return
         refs = patiently(lambda: committed_checkpoints(self._store, self._trained), "checkpoints")
         for ref in self._retention.to_delete(refs, TrainState.from_json(state), self._resumed_from):
-            delete_checkpoint(self._store, self._trained, ref, self._fence)
-
-
-def patiently(action: Callable[[], _T], what: str, patience_seconds: float = STORE_PATIENCE_SECONDS) -> _T:
-    """Do something with the store, again and again while the store does not answer, for at most ``patience_seconds``.
-
-    Raises:
-        StoreUnavailable: The store stayed away for longer.
-    """
-    limit_seconds = time.monotonic() + patience_seconds
-    pause_seconds = _FIRST_PAUSE_SECONDS
-    while True:
-        try:
-            return action()
-        except StoreUnavailable as error:
-            if time.monotonic() + pause_seconds > limit_seconds:
-                raise
-            _log.warning("%s: the store does not answer, trying again in %.1f s: %s", what, pause_seconds, error)
-            time.sleep(pause_seconds)
-            pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
+            patiently(partial(delete_checkpoint, self._store, self._trained, ref, self._fence), "retention")
 
 
 def _producing(piece: StatePiece) -> Callable[[], Any]:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from stagecoach.errors import StoreError
 from stagecoach.paths import metrics_key
 from stagecoach.storage.base import ObjectStore
+from stagecoach_train.patience import STORE_PATIENCE_SECONDS, patiently
 
 FLUSH_SECONDS = 30.0
 
@@ -105,8 +106,8 @@ class MetricsStream:
         with self._lock:
             return list(self._lines)
 
-    def close(self) -> None:
-        """Store the rest.
+    def close(self, patience_seconds: float = STORE_PATIENCE_SECONDS) -> None:
+        """Store the rest, and wait that long for a store that does not answer.
 
         Raises:
             StoreError: It could not be stored.
@@ -114,7 +115,7 @@ class MetricsStream:
         self._closing.set()
         self._thread.join()
         self._draw(lambda sink: sink.close())
-        self.flush()
+        patiently(self.flush, "the last metrics", patience_seconds)
 
     def _run(self) -> None:
         while not self._closing.wait(self._flush_seconds):

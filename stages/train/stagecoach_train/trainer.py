@@ -138,11 +138,11 @@ class Trainer:
         return self._state
 
     def _close_metrics_quietly(self) -> None:
-        """Store the metrics of a failing run if that is possible; its own error is what matters."""
+        """Store the metrics of a run that fails or stops if that is possible; why it ends is what matters."""
         if self._parts.metrics is None:
             return
         try:
-            self._parts.metrics.close()
+            self._parts.metrics.close(patience_seconds=0)
         except StoreError as error:
             _log.warning("the last metrics were not stored: %s", error)
 
@@ -317,8 +317,7 @@ class Trainer:
         if self._unsaved:
             self._save()
         self._wait_for_commit()
-        if parts.metrics is not None:
-            parts.metrics.close()
+        self._close_metrics_quietly()
         raise InterruptedWithProgress(
             f"train: stopped after step {state.step} of {self._num_steps} ({reason}), everything is saved;"
             " run again to go on"

@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -313,10 +313,32 @@ class TestTrouble:
         record = next(r for r in read_metrics(store, TRAINED) if r["kind"] == "step" and r["step"] == 2)
         assert (record["skipped"], record["loss"]) == (True, None)
 
-    def test_too_many_of_them_name_the_packs(self, store: MemoryStore, tmp_path: Path) -> None:
+    def test_too_many_of_them_name_all_packs_of_each(
+        self, store: MemoryStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         engine = FakeEngine(not_finite_at=frozenset({1, 2}))
-        with pytest.raises(DataError, match=r"gradient of 2 steps was not finite, the last one in step 2 \(packs \d, "):
-            OneRank(store, tmp_path, engine=engine).train(config(non_finite_step_budget=1))
+        with pytest.raises(DataError) as refused:
+            OneRank(store, tmp_path, engine=engine).train(config(packs_per_step=12, non_finite_step_budget=1))
+        assert str(refused.value).startswith(
+            "train: the gradient of 2 steps was not finite, the last one in step 2 (packs 0, 2, 1, 3, 0, 1, 2, 4, 4, 2, 3, 0); look at"
+        )
+        assert "step 1 skipped: its gradient is not finite (packs 3, 1, 4, 2, 0, 3, 2, 1, 4, 0, 3, 4)" in caplog.text
+        steps = [r for r in read_metrics(store, TRAINED) if r["kind"] == "step"]
+        assert [r["packs"] for r in steps] == [
+            [3, 1, 4, 2, 0, 3, 2, 1, 4, 0, 3, 4],
+            [0, 2, 1, 3, 0, 1, 2, 4, 4, 2, 3, 0],
+        ]
+
+    def test_of_a_very_large_step_64_packs_are_named_and_the_record_has_the_rest(
+        self, store: MemoryStore, tmp_path: Path
+    ) -> None:
+        engine = FakeEngine(not_finite_at=frozenset({2}))
+        where = r"and 2 more, all in metrics/attempt-0001-\*\.jsonl of the output"
+        with pytest.raises(DataError, match=rf"in step 2 \(packs (\d, ){{63}}\d {where}\); look at these"):
+            OneRank(store, tmp_path, engine=engine).train(config(packs_per_step=66, non_finite_step_budget=0))
+        first, second = (r for r in read_metrics(store, TRAINED) if r["kind"] == "step")
+        assert "packs" not in first
+        assert len(second["packs"]) == 66
 
     @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
     def test_a_heldout_loss_that_is_not_finite_survives_every_record(
@@ -352,3 +374,41 @@ class TestTrouble:
         store = Away("away")
         OneRank(store, tmp_path).train(config(save_every_steps=None))
         assert iterations(store) == [(10, 1)]
+
+    def test_retention_waits_for_a_store_that_is_away_for_a_moment(self, tmp_path: Path) -> None:
+        class Away(MemoryStore):
+            times = 2
+
+            def delete(self, keys: Iterable[str]) -> None:
+                if self.times:
+                    self.times -= 1
+                    raise StoreUnavailable(self.url, "iter_0000003/", "does not answer")
+                super().delete(keys)
+
+        store = Away("away")
+        OneRank(store, tmp_path).train(config(keep_last=1, keep_best=False))
+        assert iterations(store) == [(10, 1)]
+
+    @pytest.mark.parametrize("stopped", [False, True])
+    def test_the_last_metrics_wait_for_the_store_but_a_stop_does_not(self, stopped: bool, tmp_path: Path) -> None:
+        """Once a stop has saved everything, what is left is the record of the checkpoint: not worth another code."""
+
+        class Away(MemoryStore):
+            times = 2
+
+            def put_if_absent(self, key: str, data: bytes, *, content_type: str = "") -> bool:
+                if "/metrics/" in key and self.times and iterations(self):
+                    self.times -= 1
+                    raise StoreUnavailable(self.url, key, "does not answer")
+                return super().put_if_absent(key, data)
+
+        store = Away("away")
+        run = OneRank(store, tmp_path)
+        if stopped:
+            stopping_at(4)(run)
+            with pytest.raises(InterruptedWithProgress, match="stopped after step 4"):
+                run.train(config(save_every_steps=None))
+            assert store.times == 1
+        else:
+            run.train(config(save_every_steps=None))
+            assert list(read_metrics(store, TRAINED))[-1]["kind"] == "end"
