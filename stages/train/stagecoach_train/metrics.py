@@ -4,6 +4,7 @@ asked.
     metrics/attempt-0001-000001.jsonl
         {"kind": "start", "attempt": 1, "step": 0, "steps": 760, ..}
         {"kind": "step", "step": 1, "loss": 2.31, "lr": 2e-07, "grad_norm": 1.7, "tokens": 15210, "targets": 7331, ..}
+        {"kind": "step", "step": 2, "skipped": true, "packs": [17, 4, ..], ..}    packs: of skipped steps only
         {"kind": "evaluation", "step": 152, "loss": 1.9, "documents": [["9f86d081884c7d65", 41.7, 22], ..], ..}
         {"kind": "checkpoint", "step": 152, "stall_seconds": 0.21, "size_bytes": 3672576, ..}
 

@@ -36,6 +36,9 @@ from stagecoach_train.train_state import TrainState
 
 _log = logging.getLogger("stagecoach.train")
 
+NAMED_PACKS = 64
+"""Packs of a skipped step that a sentence names; its record in the metrics has them all."""
+
 
 class TrainingEngine(Protocol):
     """What the loop asks of ``stagecoach_train.engine.Engine``; tests give a small one of their own."""
@@ -216,7 +219,10 @@ class Trainer:
     def _count_skipped(self, data: StepData) -> None:
         skipped = self._state.skipped_steps
         skipped.append(self._state.step)
-        packs = ", ".join(map(str, data.packs[:8])) + (", .." if len(data.packs) > 8 else "")
+        packs = ", ".join(map(str, data.packs[:NAMED_PACKS]))
+        if len(data.packs) > NAMED_PACKS:
+            where = f"metrics/attempt-{self._parts.attempt:04d}-*.jsonl of the output"
+            packs += f" and {len(data.packs) - NAMED_PACKS} more, all in {where}"
         _log.warning("step %d skipped: its gradient is not finite (packs %s)", self._state.step, packs)
         if len(skipped) > self._parts.config.non_finite_step_budget:
             raise DataError(
@@ -239,7 +245,7 @@ class Trainer:
             return False
         if cadence == "epoch":
             before, now = (self._parts.order.epoch_of_step(done) for done in (step - 1, step))
-            return math.floor(now + 1e-9) > math.floor(before + 1e-9)
+            return math.floor(now) > math.floor(before)
         return step % cadence == 0
 
     def _evaluate_if_due(self) -> None:
@@ -367,6 +373,7 @@ class Trainer:
             "mfu": round(used / seconds / peak, 6) if peak else None,
             "memory_gib": parts.hardware.memory_gib(),
             "skipped": result.skipped,
+            **({"packs": data.packs} if result.skipped else {}),
         }
         self._record("step", **values)
         line = console_line(
