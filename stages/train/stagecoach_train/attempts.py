@@ -219,25 +219,33 @@ class Heartbeat:
         self._on_fenced = on_fenced
         self._beat_seconds = beat_seconds
         self._over = threading.Event()
+        self._ending: Ending | None = None
         self._beats = 0
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         """Beat once now, then regularly."""
-        self._beat("running")
+        self._beat()
         self._thread.start()
 
     def end(self, state: Ending) -> None:
-        """Stop beating and say how the attempt ended, so that nobody waits for it; never fails."""
+        """Stop beating and say how the attempt ended, so that nobody waits for it; the first word stays; never fails.
+
+        The thread that beats says it, behind its last beat, which could else arrive later and say "running" for ever;
+        where that beat takes long, it is said here as well.
+        """
+        self._ending = self._ending or state
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(timeout=self._beat_seconds)
-        self._beat(state)
+            if not self._thread.is_alive():
+                return
+        self._beat()
 
     def _run(self) -> None:
         fenced = False
         while not self._over.wait(self._beat_seconds):
-            self._beat("running")
+            self._beat()
             try:
                 self._fence.check()
             except InterruptedWithProgress as error:
@@ -246,10 +254,11 @@ class Heartbeat:
                 fenced = True
             except StoreError as error:
                 _log.warning("could not look for a higher attempt: %s", error)
+        self._beat()
 
-    def _beat(self, state: str) -> None:
+    def _beat(self) -> None:
         self._beats += 1
-        content = {"attempt": self._fence.attempt, "beat": self._beats, "state": state}
+        content = {"attempt": self._fence.attempt, "beat": self._beats, "state": self._ending or "running"}
         try:
             self._store.put(self._key, json.dumps(content).encode(), content_type="application/json")
         except StoreError as error:

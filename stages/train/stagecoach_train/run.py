@@ -108,6 +108,7 @@ def _attempt(job: Job, output: Output, stop: StopRequest) -> Iterator[Job]:
         yield job.with_assignment(Assignment(0, None), None)
         return
     heartbeat = Heartbeat(store, job.trained, number, stop.request)
+    stop.last_word = lambda: heartbeat.end("interrupted")
     heartbeat.start()
     taken_unix_seconds = time.time()
     try:

@@ -22,6 +22,7 @@ from stagecoach.errors import ConfigError, InterruptedWithProgress
 
 DEADLINE_MARGIN_SECONDS = 30.0
 EXPENDABLE_GRACE_SECONDS = 4.0
+LAST_WORD_SECONDS = 2.0
 SAME_STOP_SECONDS = 0.2
 """Ctrl-C gives ranks SIGINT, and the launcher, which gets it too, sends them SIGTERM: signals so close are one stop."""
 _EXIT_CODE = InterruptedWithProgress.exit_code
@@ -48,6 +49,7 @@ class StopRequest:
     Attributes:
         expendable: Nothing would be lost if the process ended now, because all progress is in the store.
         save_seconds: How long a checkpoint takes to be committed; a deadline is met that much earlier.
+        last_word: Called before a signal ends the process in the middle of something; waited for two seconds at most.
     """
 
     def __init__(self, *, deadline: float | None = None, budget_seconds: float | None = None) -> None:
@@ -69,6 +71,7 @@ class StopRequest:
         self._left = threading.Event()
         self.expendable = False
         self.save_seconds = 0.0
+        self.last_word: Callable[[], None] = lambda: None
 
     @property
     def reason(self) -> str | None:
@@ -152,10 +155,17 @@ class StopRequest:
             if first_seconds is None:
                 first_seconds = now_seconds
             if signal.SIGINT in stopping and now_seconds - first_seconds >= SAME_STOP_SECONDS:
-                exit_now(_EXIT_CODE)
+                self._end_process(exit_now)
             self.request(f"{signal.Signals(stopping[0]).name} arrived")
             limit_seconds = time.monotonic() + EXPENDABLE_GRACE_SECONDS
             while self.expendable and time.monotonic() < limit_seconds and not self._left.wait(0.05):
                 pass
             if self.expendable and not self._left.is_set():
-                exit_now(_EXIT_CODE)
+                self._end_process(exit_now)
+
+    def _end_process(self, exit_now: Callable[[int], None]) -> None:
+        # In a thread of its own: it asks the store, which may be what the process is stuck in.
+        thread = threading.Thread(target=self.last_word, name="last-word", daemon=True)
+        thread.start()
+        thread.join(timeout=LAST_WORD_SECONDS)
+        exit_now(_EXIT_CODE)

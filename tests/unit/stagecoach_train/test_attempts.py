@@ -159,3 +159,29 @@ class TestFenceAndHeartbeat:
         heart.end("interrupted")
         assert json.loads(store.get(key))["state"] == "interrupted"
         assert fenced == ["train: attempt 2 has taken over from attempt 1, which stops here"]
+
+    def test_a_beat_that_arrives_late_is_not_the_last_word(self) -> None:
+        """It would look alive to other runs, and like one more attempt without progress to its own."""
+        arriving = threading.Event()
+
+        class Slow(MemoryStore):
+            def put(self, key: str, data: bytes, *, content_type: str = "") -> None:
+                if b'"beat": 2' in data and not arriving.wait(20):
+                    raise AssertionError("nobody lets the beat arrive")
+                super().put(key, data)
+
+        store = Slow("slow")
+        heart = Heartbeat(store, TRAINED, 1, lambda reason: None, beat_seconds=0.05)
+        heart.start()
+        limit_seconds = time.monotonic() + 5
+        while heart._beats < 2:
+            assert time.monotonic() < limit_seconds
+            time.sleep(0.01)
+        heart.end("interrupted")
+        key = TRAINED + "heartbeat-0001.json"
+        assert json.loads(store.get(key))["state"] == "interrupted"
+        arriving.set()
+        heart._thread.join(timeout=5)
+        assert json.loads(store.get(key))["state"] == "interrupted"
+        heart.end("failed")  # the first word stays
+        assert json.loads(store.get(key))["state"] == "interrupted"

@@ -29,6 +29,7 @@ from stagecoach_train.planning import refuse_uneven
 from stagecoach_train.results import StepResult
 from stagecoach_train.run import check, run
 from stagecoach_train.schedule import learning_rate
+from stagecoach_train.signals import StopRequest
 from tests.unit.stagecoach_train.tiny_inputs import SPEC, keeping_sigterm, tiny_inputs
 
 TRAINED = "trained/tiny-0123456789abcdef/"
@@ -178,6 +179,30 @@ class TestWholeStage:
         assert "attempt 2, from iteration 3" in caplog.text
         name = "iter_0000006/rank-00000.safetensors"
         assert again.objects[name].sha256 == whole.objects[name].sha256
+
+    def test_signals_that_end_attempts_before_their_ranks_start_use_up_none(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A node that is taken away while inputs are copied, three times in a row."""
+        stops: list[StopRequest] = []
+
+        class Recorded(StopRequest):
+            def __init__(self, **limits: Any) -> None:
+                super().__init__(**limits)
+                stops.append(self)
+
+        def ended_here(*arguments: Any) -> None:
+            stops[-1].last_word()  # what the thread that hears the signal calls before it ends the process
+            raise RuntimeError("the process would be gone")
+
+        store = MemoryStore("run")
+        with monkeypatch.context() as patch:
+            patch.setattr("stagecoach_train.run.StopRequest", Recorded)
+            patch.setattr("stagecoach_train.run.check_inputs", ended_here)
+            for number in (1, 2, 3):
+                with pytest.raises(RuntimeError, match="would be gone"):
+                    train(store, tmp_path)
+                assert b'"state": "interrupted"' in store.get(f"{TRAINED}heartbeat-{number:04d}.json")
 
     def test_without_a_held_out_split_nothing_is_the_best(self, tmp_path: Path) -> None:
         store = MemoryStore("run")

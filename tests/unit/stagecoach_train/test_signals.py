@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime
 
@@ -141,12 +142,31 @@ class TestSignals:
 
     def test_an_expendable_process_ends_by_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(signals, "EXPENDABLE_GRACE_SECONDS", 0.2)
-        codes: list[int] = []
+        ends: list[object] = []
         stop = StopRequest()
         stop.expendable = True
+        stop.last_word = lambda: ends.append("interrupted")
+        with stop.listening(exit_now=ends.append):
+            os.kill(os.getpid(), signal.SIGTERM)
+            _until(lambda: len(ends) == 2)
+        assert ends == ["interrupted", 75]
+
+    def test_a_last_word_that_hangs_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(signals, "EXPENDABLE_GRACE_SECONDS", 0.1)
+        monkeypatch.setattr(signals, "LAST_WORD_SECONDS", 0.1)
+        codes: list[int] = []
+        said = threading.Event()
+
+        def hang() -> None:
+            said.wait(30)
+
+        stop = StopRequest()
+        stop.expendable = True
+        stop.last_word = hang
         with stop.listening(exit_now=codes.append):
             os.kill(os.getpid(), signal.SIGTERM)
             _until(lambda: bool(codes))
+        said.set()
         assert codes == [75]
 
     def test_a_process_with_something_to_save_does_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
