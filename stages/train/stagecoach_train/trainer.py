@@ -170,7 +170,7 @@ class Trainer:
                 parts.start_seconds["load_seconds"],
             )
         # Also after a stop that came in the middle of an evaluation: the checkpoint then lacks its result.
-        self._evaluate_if_due()
+        self._evaluate_if_due(is_saved=True)
 
     def _poll(self) -> None:
         """Leave if any rank was asked to stop; the safe point between two pieces of work. A collective."""
@@ -232,11 +232,12 @@ class Trainer:
             )
 
     def _after_step(self) -> None:
-        self._evaluate_if_due()
-        step = self._state.step
-        if step == self._num_steps:
+        at_the_end = self._state.step == self._num_steps
+        is_saved = at_the_end or self._due(self._parts.config.save_every_steps)
+        self._evaluate_if_due(is_saved)
+        if at_the_end:
             self._compare_memory()
-        if step == self._num_steps or self._due(self._parts.config.save_every_steps):
+        if is_saved:
             self._save()
 
     def _due(self, cadence: Cadence) -> bool:
@@ -248,13 +249,13 @@ class Trainer:
             return math.floor(now) > math.floor(before)
         return step % cadence == 0
 
-    def _evaluate_if_due(self) -> None:
+    def _evaluate_if_due(self, is_saved: bool) -> None:
         step = self._state.step
         at_an_end = step in (0, self._num_steps)
         if at_an_end or self._due(self._parts.config.evaluate_every_steps):
-            self._evaluate(at_an_end)
+            self._evaluate(at_an_end, is_saved)
 
-    def _evaluate(self, at_an_end: bool) -> None:
+    def _evaluate(self, at_an_end: bool, is_saved: bool) -> None:
         """Evaluate and ask, unless the resumed state already holds the results of this step."""
         parts, state = self._parts, self._state
         step = state.step
@@ -278,7 +279,8 @@ class Trainer:
                     100 * found.summary.accuracy,
                     step,
                 )
-        is_best = state.best_step(set(state.heldout)) == step
+        # Only what is saved can be the best checkpoint; the best of those before has its answers. Step 0 has no checkpoint.
+        is_best = is_saved and state.best_step({*state.answers, step} - {0}) == step
         if parts.interview is not None and step not in state.answers and (at_an_end or is_best):
             state.answers[step] = parts.interview.run(parts.engine, self._poll)
             self._unsaved = step > 0

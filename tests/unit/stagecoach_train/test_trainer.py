@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from stagecoach.progress import NO_PROGRESS, Progress
 from stagecoach.recipe.train import TrainConfig
 from stagecoach.storage.memory import MemoryStore
 from stagecoach_train.attempts import Fence
-from stagecoach_train.batch import MicroBatchShape
+from stagecoach_train.batch import MicroBatch, MicroBatchShape
 from stagecoach_train.checkpoint_writer import CheckpointWriter
 from stagecoach_train.checkpointing import Retention, committed_checkpoints, find_newest_intact
 from stagecoach_train.data import DataOrder
@@ -31,6 +33,7 @@ from stagecoach_train.evaluation import Evaluator, HeldoutDocuments
 from stagecoach_train.feed import PackNumbers, StepFeed
 from stagecoach_train.metrics import MetricsStream
 from stagecoach_train.ranks import Ranks
+from stagecoach_train.results import EvalResult
 from stagecoach_train.signals import StopRequest
 from stagecoach_train.throughput import flops
 from stagecoach_train.train_state import TrainState
@@ -56,6 +59,7 @@ class OneRank:
         self.stop = StopRequest()
         self.hardware = Hardware()
         self.progress = NO_PROGRESS
+        self.interview: Any = None
 
     def train(self, settings: TrainConfig) -> TrainState:
         ranks = Ranks(0, 1, HashStore(), 10.0)
@@ -93,7 +97,7 @@ class OneRank:
                 dp_rank=0,
                 reports=True,
             ),
-            interview=None,
+            interview=self.interview,
             metrics=MetricsStream(self.store, TRAINED, self.attempt),
             stop=self.stop,
             progress=self.progress,
@@ -149,6 +153,46 @@ class TestWholeRun:
     def test_keeps_the_newest_two_and_the_best(self, store: MemoryStore, tmp_path: Path) -> None:
         OneRank(store, tmp_path).train(config())
         assert iterations(store) == [(9, 1), (10, 1)]
+
+    @pytest.mark.parametrize(
+        ("every", "losses", "stop_after", "asked"),
+        [
+            # never again as good as at the start, of which there is no checkpoint: 3 and 6 were the best of theirs
+            (3, {0: 1.0, 3: 1.2, 6: 1.1, 9: 1.3, 10: 1.4}, None, [0, 3, 6, 10]),
+            # better steps than 3 are not saved
+            (1, {2: 0.1, 3: 1.5, 4: 0.2}, None, [0, 3, 10]),
+            # the stop saves step 4; the next attempt asks
+            (1, {2: 0.1, 3: 1.5, 4: 0.2}, 4, [0, 3, 4, 10]),
+        ],
+    )
+    def test_asks_where_a_checkpoint_is_the_best_so_far(
+        self,
+        store: MemoryStore,
+        tmp_path: Path,
+        every: int,
+        losses: dict[int, float],
+        stop_after: int | None,
+        asked: list[int],
+    ) -> None:
+        class Curve(FakeEngine):
+            def evaluate(self, batch: MicroBatch) -> EvalResult:
+                self.heldout_loss = losses.get(self.num_updates, 9.0) * (1 + self.num_updates)
+                return super().evaluate(batch)
+
+        def attempt(number: int) -> OneRank:
+            rank = OneRank(store, tmp_path / str(number), number, engine=Curve())
+            rank.interview = SimpleNamespace(run=lambda engine, between: [{"prompt": "p", "answer": "a"}])
+            return rank
+
+        settings = config(evaluate_every_steps=every)
+        if stop_after is not None:
+            first = attempt(1)
+            stopping_at(stop_after)(first)
+            with pytest.raises(InterruptedWithProgress):
+                first.train(settings)
+        state = attempt(2).train(settings)
+        assert sorted(state.answers) == asked
+        assert state.best_step({iteration for iteration, _ in iterations(store)}) == asked[-2]
 
     def test_the_memory_plan_is_compared_with_the_highest_use(
         self, store: MemoryStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
