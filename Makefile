@@ -185,6 +185,7 @@ lock: setup ## Lock the requirements of the development environment and of every
 	cd $(LOCKS) && for name in real bench readers readers-transformers4; do \
 	  ../../$(BIN)/uv pip compile --quiet --no-deps --generate-hashes --no-emit-index-url --python-version 3.11 $$name.in -o $$name.txt; done
 	cd $(LOCKS) && ../../$(BIN)/uv pip compile --quiet -c dev.txt --override serve.overrides --generate-hashes --no-emit-index-url --python-version 3.11 serve.in -o serve.txt
+	cd $(LOCKS) && ../../$(BIN)/uv pip compile --quiet -c dev.txt --override peers.overrides --generate-hashes --no-emit-index-url --python-version 3.11 peers.in -o peers.txt
 	cd $(LOCKS) && for name in $(IMAGES); do \
 	  ../../$(BIN)/uv pip compile --quiet -c dev.txt --generate-hashes --no-emit-index-url --python-version 3.11 $$name.in -o $$name.txt; done
 
@@ -198,6 +199,11 @@ clean: ## Remove what was built and cached, not .venv and not the runs
 .PHONY: bench-gpu
 bench-gpu: setup ## Training speed on two NVIDIA GPUs against transformers + FSDP2: ARGS="--attention fa4", ARGS="--gpus 4"
 	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: setup ## Training speed against transformers, Liger and torchtitan at their best on the same GPUs: ARGS="--gpus 1 --attention fa4"
+	$(call install_apart,peers)
+	PYTHONPATH=build/peers $(BIN)/python -m benchmarks.bench_peers $(ARGS)
 
 .PHONY: bench-store
 bench-store: setup ## The S3 store against s5cmd on a SeaweedFS of its own

@@ -100,7 +100,7 @@ def main() -> int:
                 figures |= found.pop("figures")
                 failures += found.pop("failures")
                 if not (flags.small or (row in AGAINST_PEER and peer is None)):
-                    _result_file(row, backend, found["ours"]["device"]).write_text(
+                    result_file(row, backend, found["ours"]["device"]).write_text(
                         json.dumps({**found, "attention": backend}, indent=1) + "\n"
                     )
         except NoResultError as error:
@@ -118,7 +118,7 @@ def _peer(num_gpus: int, *, small: bool) -> tuple[dict[str, Any] | None, list[st
     """Return the peer's results, or None and why nothing is compared: rows against it are then printed, not written."""
     size = ["--small", "--layers", "4"] if small else ["--layers", "8"] if num_gpus == 1 else []
     try:
-        peer = _torchrun("gpu_peer", ["--accumulation", "4", *size], "RESULT ", num_gpus=num_gpus)
+        peer = torchrun("gpu_peer", ["--accumulation", "4", *size], "RESULT ", num_gpus=num_gpus)
     except NoResultError as error:
         return None, [str(error)]
     void = _why_void(peer) if num_gpus == 2 and not small else None
@@ -129,9 +129,9 @@ def _measured(row: str, arguments: list[str], num_gpus: int, peer: dict[str, Any
     """Run one row with an empty compile cache; returns its results, its figures, and what it did that it must not."""
     peer = peer if row in AGAINST_PEER else None
     with tempfile.TemporaryDirectory(prefix="compiled-") as cache:
-        ours = _torchrun("train_step", arguments, "{", num_gpus=num_gpus, cache=cache)
+        ours = torchrun("train_step", arguments, "{", num_gpus=num_gpus, cache=cache)
         if row in STARTED_TWICE:
-            again = _torchrun("train_step", [*arguments, "--steps", "1"], "{", num_gpus=num_gpus, cache=cache)
+            again = torchrun("train_step", [*arguments, "--steps", "1"], "{", num_gpus=num_gpus, cache=cache)
             ours["cached_start_seconds"] = again["cold_start_seconds"]
     figures = {f"{row}_{name}": ours[name] for name in FIGURES if name in ours}
     if peer is not None:
@@ -146,7 +146,7 @@ def _layout_change(row: str, arguments: list[str], num_gpus: int) -> float:
     """Save a checkpoint in one layout, resume it in another; returns the largest relative difference of their losses."""
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         saved, resumed = (
-            _torchrun("layout_change", [*arguments, *layout.split(), "--store", folder], "{", num_gpus=num_gpus)
+            torchrun("layout_change", [*arguments, *layout.split(), "--store", folder], "{", num_gpus=num_gpus)
             for layout in LAYOUT_CHANGE[row]
         )
     if (saved["resumed"], resumed["resumed"]) != (False, True):
@@ -157,7 +157,7 @@ def _layout_change(row: str, arguments: list[str], num_gpus: int) -> float:
     return change
 
 
-def _result_file(row: str, backend: str, device: str) -> Path:
+def result_file(row: str, backend: str, device: str) -> Path:
     """Name the results after the card, so that those of one card never replace another's."""
     card = next((name.lower() for name in PEAK_FLOPS if name in device), "unknown")
     return HERE / "results" / f"gpu-{card}-{row}-{backend}.json"
@@ -178,7 +178,7 @@ class NoResultError(Exception):
     """A script ended without its figures."""
 
 
-def _torchrun(
+def torchrun(
     script: str, arguments: list[str], marker: str, *, num_gpus: int = 2, cache: str | None = None
 ) -> dict[str, Any]:
     """Run a script on so many ranks, with a compile cache of its own where one is given; returns what rank 0 prints."""
