@@ -14,6 +14,9 @@ IGNORED_TARGET = -100
 CU_SEQLENS_SIZES = (64, 256, 1_024, 4_096)
 """Numbers of documents to which cu_seqlens may be padded; one is chosen for a whole run."""
 
+PADDING_DOCUMENT_TOKENS = 128
+"""Tokens of a padding document, where cu_seqlens has room for as many: attention kernels work on tiles of 128 rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatchShape:
@@ -62,19 +65,15 @@ class MicroBatch:
 
     @classmethod
     def empty(cls, shape: MicroBatchShape) -> MicroBatch:
-        """Return a micro-batch of documents of one token without targets: it adds exactly zero to every gradient."""
+        """Return a micro-batch of padding alone, without targets: it adds exactly zero to every gradient."""
         num_tokens = shape.num_tokens
-        # One-token documents cost attention nothing; what cu_seqlens cannot name goes into the last document.
-        starts = np.minimum(np.arange(shape.num_documents + 1, dtype=np.int32), num_tokens)
-        starts[-1] = num_tokens
-        lengths = np.diff(starts)
-        positions = np.concatenate([np.arange(n, dtype=np.int64) for n in lengths]) if num_tokens else np.zeros(0)
+        cu_seqlens = cu_seqlens_of(np.zeros(0, np.int64), 0, shape)
         return cls(
             tokens_T=np.zeros(num_tokens, np.int64),
-            positions_T=positions.astype(np.int64),
+            positions_T=positions_of(cu_seqlens),
             targets_T=np.full(num_tokens, IGNORED_TARGET, np.int64),
-            cu_seqlens=starts,
-            max_seqlen=max_seqlen_bucket(int(lengths.max(initial=1))),
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen_bucket(int(np.diff(cu_seqlens).max(initial=1))),
             num_targets=0,
         )
 
@@ -93,7 +92,7 @@ class Document:
 
 
 def micro_batch_of_documents(documents: Sequence[Document], shape: MicroBatchShape) -> MicroBatch:
-    """Lay documents one after another into a micro-batch; what is left becomes one untrained padding document.
+    """Lay documents one after another into a micro-batch; what is left becomes untrained padding documents.
 
     Raises:
         ValueError: The documents need more tokens, or more places in cu_seqlens, than the shape has.
@@ -106,22 +105,51 @@ def micro_batch_of_documents(documents: Sequence[Document], shape: MicroBatchSha
             f"{len(documents)} documents with {sum(lengths)} tokens do not fit a micro-batch of {shape.num_tokens} "
             f"tokens and {shape.num_documents} documents (padding counts as one); use fewer documents"
         )
-    if unused:
-        padding = Document(np.zeros(unused, np.int64), np.zeros(unused, np.bool_))
-        documents, lengths = [*documents, padding], [*lengths, unused]
-    tokens = np.concatenate([np.asarray(document.tokens, np.int64) for document in documents])
-    trained = np.concatenate([np.asarray(document.trained, np.bool_) for document in documents])
-    cu_seqlens = np.full(shape.num_documents + 1, shape.num_tokens, np.int32)
-    cu_seqlens[: len(lengths)] = np.cumsum([0, *lengths[:-1]])
+    padding = np.zeros(unused, np.int64)
+    tokens = np.concatenate([*(np.asarray(document.tokens, np.int64) for document in documents), padding])
+    trained = np.concatenate([*(np.asarray(document.trained, np.bool_) for document in documents), padding != 0])
+    ends = np.cumsum([0, *lengths])
+    cu_seqlens = cu_seqlens_of(ends[:-1], int(ends[-1]), shape)
     targets = shifted_targets(tokens, trained, cu_seqlens)
     return MicroBatch(
         tokens_T=tokens,
-        positions_T=np.concatenate([np.arange(n, dtype=np.int64) for n in lengths]),
+        positions_T=positions_of(cu_seqlens),
         targets_T=targets,
         cu_seqlens=cu_seqlens,
-        max_seqlen=max_seqlen_bucket(max(lengths)),
+        max_seqlen=max_seqlen_bucket(int(np.diff(cu_seqlens).max(initial=1))),
         num_targets=int((targets != IGNORED_TARGET).sum()),
     )
+
+
+def cu_seqlens_of(
+    document_starts: npt.NDArray[np.int64], num_document_tokens: int, shape: MicroBatchShape
+) -> npt.NDArray[np.int32]:
+    """Return int32 [N + 1]: where documents start, then where padding does; padded with T.
+
+    Attention costs the square of a document's length, so one document of padding can cost more than all the others of a
+    micro-batch: what they leave is cut into as many pieces of `PADDING_DOCUMENT_TOKENS` as there are places.
+
+    Examples:
+        Documents of 100 and 200 tokens in a stream of 700 with room for four, and for eight:
+
+        >>> cu_seqlens_of(np.array([0, 100]), 300, MicroBatchShape(700, 4)).tolist()
+        [0, 100, 300, 500, 700]
+        >>> cu_seqlens_of(np.array([0, 100]), 300, MicroBatchShape(700, 8)).tolist()
+        [0, 100, 300, 400, 500, 600, 700, 700, 700]
+    """
+    num_documents, unused = len(document_starts), shape.num_tokens - num_document_tokens
+    pieces = min(shape.num_documents - num_documents, -(-unused // PADDING_DOCUMENT_TOKENS))
+    cu_seqlens = np.full(shape.num_documents + 1, shape.num_tokens, np.int32)
+    cu_seqlens[:num_documents] = document_starts
+    starts = num_document_tokens + np.arange(pieces) * unused // max(1, pieces)
+    cu_seqlens[num_documents : num_documents + pieces] = starts
+    return cu_seqlens
+
+
+def positions_of(cu_seqlens: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Return each token's position in its document, int64 [T], for documents that start at ``cu_seqlens``."""
+    lengths = np.diff(cu_seqlens).astype(np.int64)
+    return np.arange(int(cu_seqlens[-1]), dtype=np.int64) - np.repeat(cu_seqlens[:-1].astype(np.int64), lengths)
 
 
 def shifted_targets(

@@ -21,7 +21,14 @@ import numpy.typing as npt
 from stagecoach.errors import DataError
 from stagecoach.formats.packed import PackArrays
 from stagecoach.recipe.train import TrainConfig
-from stagecoach_train.batch import MicroBatch, MicroBatchShape, max_seqlen_bucket, shifted_targets
+from stagecoach_train.batch import (
+    MicroBatch,
+    MicroBatchShape,
+    cu_seqlens_of,
+    max_seqlen_bucket,
+    positions_of,
+    shifted_targets,
+)
 
 _LOOK_AHEAD_PACKS = 1_000_000
 _ORDER_STREAM = 0x5041434B  # "PACK": keeps these random bits apart from every other use of the same seed
@@ -168,17 +175,14 @@ def join_packs(packs: Sequence[PackArrays], shape: MicroBatchShape) -> MicroBatc
             f"{len(packs)} packs with {num_tokens} tokens and {len(starts)} documents: expected at most"
             f" {shape.num_tokens} tokens and {shape.num_documents} documents in a micro-batch"
         )
-    cu_seqlens = np.full(shape.num_documents + 1, shape.num_tokens, np.int32)
-    cu_seqlens[: len(starts)] = starts
-    if unused:
-        cu_seqlens[len(starts)] = num_tokens
+    cu_seqlens = cu_seqlens_of(starts, num_tokens, shape)
     padding = np.zeros(unused, np.int64)
     tokens = np.concatenate([*(pack.tokens.astype(np.int64) for pack in packs), padding])
     trained = np.concatenate([*(pack.trained.astype(np.bool_) for pack in packs), padding.astype(np.bool_)])
     targets = shifted_targets(tokens, trained, cu_seqlens)
     return MicroBatch(
         tokens_T=tokens,
-        positions_T=_positions(cu_seqlens),
+        positions_T=positions_of(cu_seqlens),
         targets_T=targets,
         cu_seqlens=cu_seqlens,
         max_seqlen=max_seqlen_bucket(int(np.diff(cu_seqlens).max(initial=1))),
@@ -189,12 +193,6 @@ def join_packs(packs: Sequence[PackArrays], shape: MicroBatchShape) -> MicroBatc
 def _with_offsets(packs: Sequence[PackArrays]) -> list[tuple[PackArrays, int]]:
     offsets = np.cumsum([0, *(len(pack.tokens) for pack in packs)])
     return [(pack, int(offset)) for pack, offset in zip(packs, offsets, strict=False)]
-
-
-def _positions(cu_seqlens: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Return each token's position in its document, int64 [T], for documents that start at ``cu_seqlens``."""
-    lengths = np.diff(cu_seqlens).astype(np.int64)
-    return np.arange(int(cu_seqlens[-1]), dtype=np.int64) - np.repeat(cu_seqlens[:-1].astype(np.int64), lengths)
 
 
 def refuse_untrained_steps(order: DataOrder, targets_of_pack: npt.NDArray[np.int64]) -> None:

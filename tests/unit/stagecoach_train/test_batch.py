@@ -33,12 +33,24 @@ def test_what_does_not_fit_is_refused() -> None:
         micro_batch_of_documents(TWO, MicroBatchShape(6, 2))
 
 
-def test_the_empty_micro_batch_is_made_of_short_documents() -> None:
-    batch = MicroBatch.empty(MicroBatchShape(num_tokens=6, num_documents=4))
-    assert batch.cu_seqlens.tolist() == [0, 1, 2, 3, 6]
-    assert batch.positions_T.tolist() == [0, 0, 0, 0, 1, 2]
+def test_the_empty_micro_batch_trains_nothing() -> None:
+    batch = MicroBatch.empty(MicroBatchShape(num_tokens=300, num_documents=2))
+    assert batch.cu_seqlens.tolist() == [0, 150, 300]
+    assert batch.positions_T.tolist() == [*range(150), *range(150)]
     assert batch.num_targets == 0
     assert (batch.targets_T == -100).all()
+
+
+@pytest.mark.parametrize(("num_documents", "longest"), [(64, 256), (256, 128), (4_096, 128)])
+@pytest.mark.parametrize("documents", [[], [Document([1] * 100, [True] * 100)]], ids=["empty", "one document"])
+def test_padding_costs_attention_little(documents: list[Document], num_documents: int, longest: int) -> None:
+    """Breaks if the ranks of a step wait for one that has nothing to do: padding as one document costs 19 times a pack."""
+    shape = MicroBatchShape(16_384, num_documents)
+    batch = micro_batch_of_documents(documents, shape) if documents else MicroBatch.empty(shape)
+    lengths = np.diff(batch.cu_seqlens)
+    assert lengths.sum() == 16_384
+    assert lengths.max() <= longest + 8
+    assert batch.max_seqlen <= 2 * longest
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ class TestJoining:
         assert batch.targets_T.tolist() == [6, 7, i, 9, i, i, i, i, 2, 3, 4, 1, 2, 3, 4, i]
         assert batch.num_targets == 10
 
-    def test_an_empty_place_is_one_untrained_document(self) -> None:
+    def test_an_empty_place_is_untrained(self) -> None:
         batch = join_packs([pack_of([5] * 8)], self.shape)
         assert batch.cu_seqlens.tolist() == [0, 8, 16, 16, 16, 16, 16]
         assert batch.num_targets == 7
