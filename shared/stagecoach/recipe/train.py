@@ -140,7 +140,7 @@ class TrainConfig(Section):
 
     # --- numbers
     compute_dtype: ComputeDtype = result("bf16")
-    """Type of the matrix products; masters and gradients are fp32 (fp64 with fp64)."""
+    """Type of the matrix products; masters and gradients are fp32 (fp64 with fp64, on CPU only)."""
     matmul_precision: Literal["compute_dtype", "fp8_tensorwise"] = result("compute_dtype")
     """fp8_tensorwise: the four products of each layer in 8-bit floats with one scale a tensor, on GPUs from Ada on; faster,
     and an approximation whose rounding depends on layout and micro-batches."""
@@ -219,6 +219,11 @@ class TrainConfig(Section):
             raise ValueError("both warmup_steps and warmup_share are given; remove one of them")
         if self.moments_dtype == "fp64" and self.compute_dtype != "fp64":
             raise ValueError("moments_dtype fp64 needs compute_dtype fp64; use fp32 or bf16")
+        if self.compute_dtype == "fp64" and self.gpus:
+            raise ValueError(
+                f"compute_dtype fp64 is for comparisons on CPU, got gpus {self.gpus}: on a GPU gradients and optimizer are"
+                " fp32; use bf16 or fp32, or set gpus to 0"
+            )
         if self.layout.zero_bubble and self.gpus and self.compile_blocks:
             raise ValueError(
                 "layout.zero_bubble cuts backward passes in two, which a compiled block cannot; set compile_blocks to"

@@ -131,8 +131,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         chunk_rows = _even_chunk(h_RE.shape[0], chunk_rows)
         for first in range(0, h_RE.shape[0], chunk_rows):
             h_CE, targets_C = h_RE[first : first + chunk_rows], targets_R[first : first + chunk_rows]
-            in_place = h_RE.is_cuda and h_RE.dtype != torch.float64
-            losses_C, grad_CV = (_fused if in_place else _plain)(h_CE, head_VE, targets_C, scale, shard)
+            losses_C, grad_CV = (_fused if h_RE.is_cuda else _plain)(h_CE, head_VE, targets_C, scale, shard)
             loss += losses_C.masked_fill(targets_C < 0, 0.0).sum() * scale
             torch.mm(grad_CV, head_VE, out=dh_RE[first : first + chunk_rows])
             part_VE = grad_CV.t() @ h_CE

@@ -149,7 +149,7 @@ def _flash4_backward(
     lengths = {"cu_seqlens_q": cu_seqlens, "cu_seqlens_k": cu_seqlens, "max_seqlen_q": longest, "max_seqlen_k": longest}
     dq, dk, dv, *_ = _flash_attn_bwd(
         q, k, v.contiguous(), out, grad, lse, softmax_scale=q.shape[-1] ** -0.5, causal=True, **lengths,
-        **_flash4_window(window),
+        **_flash4_window(window), deterministic=torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
@@ -163,8 +163,8 @@ def flash4_problem() -> str | None:
     except ImportError as error:
         return f"flash-attn-4 is not installed ({error})"
     wanted = {"cu_seqlens_q", "max_seqlen_q", "window_size_left", "causal"}
-    for function in (_flash_attn_fwd, _flash_attn_bwd):
-        if missing := wanted - set(inspect.signature(function).parameters):
+    for function, names in ((_flash_attn_fwd, wanted), (_flash_attn_bwd, wanted | {"deterministic"})):
+        if missing := names - set(inspect.signature(function).parameters):
             return f"this flash-attn-4 is another version than the tested one: no {', '.join(sorted(missing))}"
     return None
 

@@ -24,7 +24,7 @@ def swiglu(gate_up_T2I: torch.Tensor) -> torch.Tensor:
 @torch.library.custom_op("stagecoach::swiglu_backward", mutates_args=())
 def swiglu_backward(grad_TI: torch.Tensor, gate_up_T2I: torch.Tensor) -> torch.Tensor:
     """Return the gradient of `swiglu`'s input [T, 2 I], contiguous."""
-    if grad_TI.is_cuda and grad_TI.dtype != torch.float64:  # the kernel computes in fp32
+    if grad_TI.is_cuda:
         from stagecoach_train.gpu_kernels import swiglu_gradient  # triton, which only GPU images have
 
         return swiglu_gradient(grad_TI.contiguous(), gate_up_T2I.contiguous())

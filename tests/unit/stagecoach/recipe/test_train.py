@@ -48,6 +48,7 @@ def test_three_epochs_and_three_percent_warmup_unless_told_otherwise() -> None:
         ({"warmup_steps": 5, "warmup_share": 0.1}, "both warmup_steps and warmup_share"),
         ({"lr": 1e-5, "min_lr": 1e-4}, "min_lr 0.0001 is above lr 1e-05"),
         ({"moments_dtype": "fp64"}, "moments_dtype fp64 needs compute_dtype fp64"),
+        ({"compute_dtype": "fp64", "gpus": 1}, "compute_dtype fp64 is for comparisons on CPU, got gpus 1"),
         ({"gpus": 4, "layout": {"tensor_parallel": 2}}, "the layout has 2 ranks"),
         ({"nodes": 2, "layout": {"data_parallel": 3}}, "3 ranks cannot be divided evenly over 2 nodes"),
         ({"layout": {"virtual_stages": 2}}, "interleaving needs at least two"),
