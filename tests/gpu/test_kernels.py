@@ -153,8 +153,6 @@ def test_the_gradient_of_swiglu_equals_fp32(shape: tuple[int, int]) -> None:
     gate_up, grad = torch.randn(shape).bfloat16() * 3, torch.randn(shape[0], shape[1] // 2).bfloat16()
     expected = swiglu_backward(grad.float(), gate_up.float())
     assert relative_error(swiglu_backward(grad.cuda(), gate_up.cuda()), expected) <= 0.004
-    wide = grad.double(), gate_up.double()
-    assert relative_error(swiglu_backward(*(x.cuda() for x in wide)), swiglu_backward(*wide)) <= 1e-14
 
 
 def test_random_bits_do_not_depend_on_the_device() -> None:
