@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from stagecoach.storage.s3 import S3Options, S3Store
-from tests.faults.test_train_kills import WAIT_SECONDS, Training
+from tests.faults.test_train_kills import TWO_RANKS, WAIT_SECONDS, Training, ranks_of
 from tests.faults.train_driver import LAST_PHASES, PHASES
 from tests.seaweed import Restartable, restartable_seaweed
 
@@ -127,6 +127,18 @@ def test_a_full_disk_during_a_checkpoint(training: Training, weights: list[str])
     assert not training.has_checkpoint()
     training.finish()
     assert training.weights == weights
+
+
+def test_a_disk_that_is_full_from_a_moment_on_with_two_ranks(tmp_path: Path) -> None:
+    """From then on the ranks write no byte to any file: the checkpoint is not all that is lost, so is their report."""
+    training = Training(tmp_path, **{**TWO_RANKS, "steps": 4000})
+    process = training.start()
+    training.wait_for(training.has_checkpoint, process)
+    for rank in ranks_of(process):
+        resource.prlimit(rank, resource.RLIMIT_FSIZE, (0, 0))
+    assert process.wait(timeout=WAIT_SECONDS) == 69, training.log
+    assert re.search(r"^rank [01] of 2: no space left on the disk that holds ", training.log.splitlines()[-1])
+    assert "Traceback" not in training.log
 
 
 @pytest.mark.slow

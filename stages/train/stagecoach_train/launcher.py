@@ -22,7 +22,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 from stagecoach.errors import (
@@ -107,6 +109,31 @@ class _RankProcess:
     reader: threading.Thread | None = None
     code: int | None = None
     ended_seconds: float = 0.0
+
+
+class _RankLog:
+    """A rank's log file. A disk without room costs lines of it, never the rank: a rank whose output nobody reads any
+    more waits in it for ever.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: FileIO | None = None
+        self._lacks_lines = False
+
+    def write(self, line: bytes) -> None:
+        try:
+            if self._file is None:
+                self._file = FileIO(self._path, "w")
+            self._file.write(line)
+        except OSError as error:
+            if not self._lacks_lines:
+                _log.warning("%s lacks lines from here on: %s", self._path, error)
+            self._lacks_lines = True
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 class Launcher:
@@ -219,13 +246,14 @@ class Launcher:
     def _copy_log(self, rank: _RankProcess) -> None:
         """Copy a rank's lines to its log file and to our standard error; all but rank 0 carry their number there."""
         mark = "" if rank.rank == 0 else f"[rank {rank.rank}] "
-        with open(self._folder / f"rank-{rank.rank:05d}.log", "wb") as file:
-            for line in rank.process.stdout or ():
-                file.write(line)
-                file.flush()
-                text = line.decode("utf-8", "replace").rstrip("\n")
-                rank.tail.append(text)
+        log = _RankLog(self._folder / f"rank-{rank.rank:05d}.log")
+        for line in rank.process.stdout or ():
+            log.write(line)
+            text = line.decode("utf-8", "replace").rstrip("\n")
+            rank.tail.append(text)
+            with suppress(OSError):
                 sys.stderr.write(f"{mark}{text}\n")
+        log.close()
 
     def _poll(self) -> None:
         for rank in self._ranks:
@@ -298,10 +326,13 @@ def _report(rank: _RankProcess) -> tuple[int, str]:
         name = signal.Signals(-code).name
         hint = " (out of memory, or from outside)" if name == "SIGKILL" else ""
         return AcceleratorError.exit_code, f"was ended by {name}{hint}"
-    if rank.failure_file.exists():
+    try:
         values = json.loads(rank.failure_file.read_text(encoding="utf-8"))
         return int(values["exit_code"]), str(values["sentence"])
-    if code == InterruptedWithProgress.exit_code:
-        return code, "train: stopped before its first new step; run again to go on"
+    except FileNotFoundError:
+        if code == InterruptedWithProgress.exit_code:
+            return code, "train: stopped before its first new step; run again to go on"
+    except (OSError, ValueError, KeyError, TypeError) as error:  # a full disk: the sentence is the last line then
+        _log.warning("rank %d left no report: %s: %r", rank.rank, rank.failure_file, error)
     last = next((line for line in reversed(rank.tail) if line.strip()), "no output")
-    return 70, f"ended with exit code {code}: {last}"
+    return (code, last) if code in _ERROR_OF_CODE else (70, f"ended with exit code {code}: {last}")

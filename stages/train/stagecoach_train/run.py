@@ -163,11 +163,15 @@ def _train(job: Job, settings: Settings, stop: StopRequest, store: ObjectStore) 
 
 
 def _keep_logs(folder: Path, artifacts: Path | None) -> None:
+    """Leave the logs of the ranks among the artifacts; never fails, as how the training ended is what matters."""
     if artifacts is None:
         return
-    (artifacts / "logs").mkdir(parents=True, exist_ok=True)
-    for log in sorted(folder.glob("rank-*.log")):
-        shutil.copyfile(log, artifacts / "logs" / log.name)
+    try:
+        (artifacts / "logs").mkdir(parents=True, exist_ok=True)
+        for log in sorted(folder.glob("rank-*.log")):
+            shutil.copyfile(log, artifacts / "logs" / log.name)
+    except OSError as error:
+        _log.warning("logs of ranks are missing in %s: %s", artifacts, error)
 
 
 def _hand_over(output: Output, store: ObjectStore) -> None:

@@ -229,9 +229,17 @@ def main(arguments: Iterable[str] | None = None) -> int:
             train_rank(job, place, stop, open_store(job.store_url, settings))
     except BaseException as error:
         code, sentence = classify(error)
-        flags.failure.write_text(json.dumps({"exit_code": code, "sentence": sentence}), encoding="utf-8")
+        _leave_report(flags.failure, code, sentence)
         return code
     return 0
+
+
+def _leave_report(file: Path, code: int, sentence: str) -> None:
+    """Tell the launcher how this rank failed; where the disk has no room for that, in the last line of the log."""
+    try:
+        file.write_text(json.dumps({"exit_code": code, "sentence": sentence}), encoding="utf-8")
+    except OSError:
+        sys.stderr.write(f"{sentence}\n")
 
 
 if __name__ == "__main__":

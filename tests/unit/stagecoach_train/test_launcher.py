@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from stagecoach.errors import AcceleratorError, ConfigError, DataError, InterruptedWithProgress, StagecoachError
+from stagecoach.errors import (
+    AcceleratorError,
+    ConfigError,
+    DataError,
+    InterruptedWithProgress,
+    StagecoachError,
+    UnavailableError,
+)
 from stagecoach.settings import Settings
 from stagecoach_train.launcher import Launcher, World
 from stagecoach_train.signals import StopRequest
@@ -96,6 +103,34 @@ fail(71, "connection closed by peer")
     def test_a_crash_without_a_report_shows_its_last_line(self, tmp_path: Path) -> None:
         with pytest.raises(StagecoachError, match="rank 0 of 2: ended with exit code 3: something odd"):
             launcher("if rank == 0: print('something odd'); sys.exit(3)", tmp_path).run()
+
+    def test_a_rank_that_could_not_write_its_report_keeps_code_and_sentence(self, tmp_path: Path) -> None:
+        """The full disk that ended it may be the one that takes the report: what comes of it is an empty file."""
+        script = """
+open(arguments["--failure"], "w").close()
+print("/scratch: no space left")
+sys.exit(69)
+"""
+        with pytest.raises(UnavailableError, match=r"rank 0 of 1: /scratch: no space left"):
+            launcher(script, tmp_path, ranks=1).run()
+
+    @pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"exit_code": "x", "sentence": ""}'])
+    def test_a_damaged_report_of_a_crash_shows_its_last_line(self, damage: str, tmp_path: Path) -> None:
+        script = f"open(arguments['--failure'], 'w').write({damage!r}); print('something odd'); sys.exit(3)"
+        with pytest.raises(StagecoachError, match="rank 0 of 1: ended with exit code 3: something odd"):
+            launcher(script, tmp_path, ranks=1).run()
+
+    def test_a_disk_without_room_for_a_log_stops_no_rank(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Were its output no longer read, a rank would wait in its next line for ever; a pipe takes 64 KiB."""
+        (tmp_path / "rank-00000.log").symlink_to("/dev/full")
+        (tmp_path / "rank-00001.log").mkdir()  # cannot even be opened
+        launcher("for line in range(3000): print('a line of a step', line, rank, '.' * 60)", tmp_path).run()
+        shown = capsys.readouterr().err
+        assert "a line of a step 2999 0 " in shown
+        assert "[rank 1] a line of a step 2999 1 " in shown
+        assert caplog.text.count("No space left on device") == 1  # said once
 
     def test_ranks_see_the_end_of_their_launcher(self, tmp_path: Path) -> None:
         """The launcher is killed in a process of its own; its rank must notice."""

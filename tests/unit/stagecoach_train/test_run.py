@@ -27,7 +27,7 @@ from stagecoach_train.batch import MicroBatchShape
 from stagecoach_train.engine import Engine
 from stagecoach_train.planning import refuse_uneven
 from stagecoach_train.results import StepResult
-from stagecoach_train.run import check, run
+from stagecoach_train.run import _keep_logs, check, run
 from stagecoach_train.schedule import learning_rate
 from stagecoach_train.signals import StopRequest
 from tests.unit.stagecoach_train.tiny_inputs import SPEC, keeping_sigterm, tiny_inputs
@@ -248,6 +248,14 @@ class TestRefused:
         store = MemoryStore("run")
         with pytest.raises(AcceleratorError, match=r"rank 0 of 1: train\.gpus is 1: expected a GPU for local rank 0"):
             train(store, tmp_path, gpus=1)
+
+
+def test_logs_that_find_no_room_do_not_replace_how_the_training_ended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "rank-00000.log").write_text("a line")
+    _keep_logs(tmp_path, Path("/dev/full"))
+    assert "logs of ranks are missing in /dev/full" in caplog.text
 
 
 class TestCheck:

@@ -84,3 +84,10 @@ class TestReport:
         report = json.loads(failure.read_text())
         assert report["exit_code"] == 70
         assert "FileNotFoundError" in report["sentence"]
+
+    def test_a_report_that_finds_no_room_is_the_last_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("stagecoach_train.worker._end_with_parent", lambda: None)
+        assert main(["--job", str(tmp_path / "missing.json"), "--failure", "/dev/full"]) == 70
+        assert "FileNotFoundError" in capsys.readouterr().err.splitlines()[-1]
