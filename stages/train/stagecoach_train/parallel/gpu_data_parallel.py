@@ -79,7 +79,8 @@ class OneGpu:
         first, self._touched[index] = not self._touched[index], True
         if not self.accumulates:
             # What is summed over other ranks next is widened first; the rest is read once, by the update.
-            self.totals[index] = grad.float() if self.parameters[index].sum_over_tp else grad
+            local = self.parameters[index]
+            self.totals[index] = grad.float() if local.sum_over_tp or local.is_twin else grad
             return
         total = self.totals[index]
         if total is None:
