@@ -7,6 +7,7 @@ sources/models|tokenizers|datasets/<name>-<key>/    native/ shards/ packed/ trai
     heartbeat-0001.json      (trained) changes while that attempt lives
     iter_0000152/attempt-0001/rank-00000.safetensors, index.json, manifest.json
     metrics/attempt-0001-000001.jsonl
+    curves/attempt-0001/tensorboard/.., wandb/..    for people, where the recipe asks for them; no manifest lists them
     latest_checkpointed_iteration.txt
 runs/<run id>/plan.json, <task>/0001.json, finished/0001.json
 runs/<run id>/logs/<task>/0001-000001.txt    what the attempt with that "started" record wrote, in chunks
@@ -134,6 +135,11 @@ def checkpoint_prefix(trained: str, iteration: int, attempt: int) -> str:
 def metrics_key(trained: str, attempt: int, chunk: int) -> str:
     """Return the key of one chunk of an attempt's metrics."""
     return f"{trained}metrics/attempt-{attempt:04d}-{chunk:06d}.jsonl"
+
+
+def curves_prefix(trained: str, attempt: int) -> str:
+    """Return the folder of what TensorBoard and W&B wrote in one attempt."""
+    return f"{trained}curves/attempt-{attempt:04d}/"
 
 
 def tracker_key(trained: str) -> str:

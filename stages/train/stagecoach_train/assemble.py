@@ -174,10 +174,9 @@ def _interview(job: Job, store: ObjectStore) -> Interview | None:
 
 def _metrics(job: Job, store: ObjectStore) -> MetricsStream:
     assert job.assignment is not None, "see assemble"
-    settings = Settings.from_environ()
-    folder = settings.artifacts_dir or job.scratch
-    name = job.trained.rstrip("/").rsplit("/", 1)[-1]
-    return MetricsStream(store, job.trained, job.assignment.attempt, open_sinks(job.config, folder, name))
+    attempt = job.assignment.attempt
+    sinks = open_sinks(job.config, job.scratch / "curves", store, job.trained, attempt)
+    return MetricsStream(store, job.trained, attempt, sinks)
 
 
 def _hardware(device: torch.device, world_size: int, plan: MemoryPlan) -> Hardware:

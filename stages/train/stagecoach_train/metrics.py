@@ -115,8 +115,10 @@ class MetricsStream:
         """
         self._closing.set()
         self._thread.join()
-        self._draw(lambda sink: sink.close())
-        patiently(self.flush, "the last metrics", patience_seconds)
+        try:
+            patiently(self.flush, "the last metrics", patience_seconds)
+        finally:
+            self._draw(lambda sink: sink.close())
 
     def _run(self) -> None:
         while not self._closing.wait(self._flush_seconds):

@@ -1,4 +1,7 @@
-"""The curve drawers that a recipe may ask for beside the JSONL stream: TensorBoard and Weights & Biases."""
+"""The curve drawers that a recipe may ask for beside the JSONL stream: TensorBoard and Weights & Biases.
+
+They write to a folder that goes with the stage, so that what they wrote is put into the store when they are done.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +11,63 @@ from pathlib import Path
 from typing import Any
 
 from stagecoach.errors import ConfigError
+from stagecoach.paths import curves_prefix
 from stagecoach.recipe.train import TrainConfig
+from stagecoach.storage.base import ObjectStore
 from stagecoach_train.metrics import CurveSink, Sink
 
 _log = logging.getLogger("stagecoach.train")
 
 
-def open_sinks(config: TrainConfig, folder: Path, name: str) -> tuple[Sink, ...]:
+_KEPT = ("tensorboard/*", "wandb/*run-*/*.wandb")
+"""What the drawers write, in their folder; `wandb sync` needs nothing else."""
+
+
+def open_sinks(config: TrainConfig, folder: Path, store: ObjectStore, trained: str, attempt: int) -> tuple[Sink, ...]:
     """Open what the recipe asks for.
 
     Args:
         config: The train section.
-        folder: Where event files go.
-        name: What the run is called there.
+        folder: Where the drawers write.
+        store: Where their files are kept.
+        trained: Folder of the training's output, with its final slash; its name is what the run is called there.
+        attempt: Number of the attempt.
 
     Raises:
         ConfigError: The library is not installed; the sentence says what to do.
     """
+    prefix = curves_prefix(trained, attempt)
     sinks: list[Sink] = []
     if config.tensorboard:
         sinks.append(_tensorboard(folder / "tensorboard"))
     if config.wandb_project is not None:
-        sinks.append(_wandb(config, folder, name))
-    return tuple(sinks)
+        name = trained.rstrip("/").rsplit("/", 1)[-1]
+        sinks.append(_wandb(config, folder, name, f"{store.url.rstrip('/')}/{prefix}wandb/"))
+    return (*sinks, _Keeper(folder, store, prefix)) if sinks else ()
+
+
+class _Keeper:
+    """Puts the drawers' files into the store; the last sink, so that they are closed by then."""
+
+    def __init__(self, folder: Path, store: ObjectStore, prefix: str) -> None:
+        self._folder = folder
+        self._store = store
+        self._prefix = prefix
+
+    def write(self, record: dict[str, Any]) -> None:
+        """The drawers have it."""
+
+    def close(self) -> None:
+        for pattern in _KEPT:
+            for path in sorted(self._folder.glob(pattern)):
+                self._store.put_file(self._prefix + path.relative_to(self._folder).as_posix(), path)
+        _log.info("curves are kept in %s/%s", self._store.url.rstrip("/"), self._prefix)
 
 
 def _tensorboard(folder: Path) -> CurveSink:
     module = _library("torch.utils.tensorboard", "train.tensorboard", "tensorboard")
     writer = module.SummaryWriter(str(folder))
-    _log.info("TensorBoard events: %s", folder)
+    _log.info("TensorBoard events, until the attempt ends: %s", folder)
 
     def add(name: str, value: float, step: int) -> None:
         writer.add_scalar(name, value, step)
@@ -44,7 +75,7 @@ def _tensorboard(folder: Path) -> CurveSink:
     return CurveSink(add, writer.close)
 
 
-def _wandb(config: TrainConfig, folder: Path, name: str) -> CurveSink:
+def _wandb(config: TrainConfig, folder: Path, name: str, kept: str) -> CurveSink:
     module = _library("wandb", "train.wandb_project", "wandb")
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -56,7 +87,7 @@ def _wandb(config: TrainConfig, folder: Path, name: str) -> CurveSink:
     try:
         run = start("offline" if config.wandb_offline else "online")
     except module.errors.Error as error:
-        _log.warning("W&B cannot be reached (%s); its files stay in %s: sync them with `wandb sync`", error, folder)
+        _log.warning("W&B cannot be reached (%s); its files will lie in %s: sync them with `wandb sync`", error, kept)
         run = start("offline")
 
     def add(curve: str, value: float, step: int) -> None:

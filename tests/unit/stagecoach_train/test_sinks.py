@@ -6,50 +6,117 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from stagecoach.errors import ConfigError
+from stagecoach.errors import ConfigError, InterruptedWithProgress, StoreUnavailable
+from stagecoach.metrics_file import read_metrics
+from stagecoach.outputs import Output
 from stagecoach.recipe.train import TrainConfig
+from stagecoach.storage.memory import MemoryStore
+from stagecoach_train import signals
+from stagecoach_train.engine import Engine
+from stagecoach_train.metrics import MetricsStream
+from stagecoach_train.results import StepResult
+from stagecoach_train.run import run
 from stagecoach_train.sinks import open_sinks
+from tests.unit.stagecoach_train.tiny_inputs import keeping_sigterm, tiny_inputs
 
+TRAINED = "trained/tiny-0123456789abcdef/"
 DRAW = """
 import logging, sys
 from pathlib import Path
 from stagecoach.recipe.train import TrainConfig
+from stagecoach.storage.local import LocalStore
 from stagecoach_train.sinks import open_sinks
 logging.basicConfig()
 config = TrainConfig(wandb_project="chat", wandb_offline=sys.argv[2] == "offline")
-(sink,) = open_sinks(config, Path(sys.argv[1]), "tiny")
-sink.write({"kind": "step", "step": 1, "loss": 2.0})
-sink.write({"kind": "step", "step": 2, "loss": 1.5})
-sink.close()
+store = LocalStore(Path(sys.argv[1]) / "store")
+sinks = open_sinks(config, Path(sys.argv[1]), store, "trained/tiny-0123456789abcdef/", 1)
+for sink in sinks:
+    sink.write({"kind": "step", "step": 1, "loss": 2.0})
+    sink.write({"kind": "step", "step": 2, "loss": 1.5})
+for sink in sinks:
+    sink.close()
 """
 
 
-def test_tensorboards_own_reader_finds_every_number(tmp_path: Path) -> None:
-    reader = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
-    (sink,) = open_sinks(TrainConfig(tensorboard=True), tmp_path, "tiny")
-    for step, loss in ((1, 2.0), (2, 1.5)):
-        sink.write({"kind": "step", "step": step, "loss": loss, "skipped": False, "mfu": None})
-    sink.write({"kind": "evaluation", "step": 2, "loss": 1.75, "per_source": {"chat": 1.25}})
-    sink.close()
-    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+@pytest.fixture(autouse=True)
+def sigterm_comes_back() -> Iterator[None]:
+    with keeping_sigterm():
+        yield
+
+
+def test_tensorboards_own_reader_finds_every_number_of_every_attempt_in_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder that they are written to goes with the stage; the first attempt's budget ends in its first step."""
+    reader = importlib.import_module("tensorboard.backend.event_processing.event_multiplexer")
+    store = MemoryStore("curves")
+    inputs = tiny_inputs(store, tmp_path)
+
+    def train(attempt: int, **values: Any) -> None:
+        config = TrainConfig.model_validate({"steps": 3, "packs_per_step": 2, "compute_dtype": "fp32", **values})
+        run(config, inputs, Output(store, TRAINED, tmp_path / f"output-{attempt}"), store)
+        shutil.rmtree(tmp_path / f"output-{attempt}")
+
+    late_seconds, train_step = 0.0, Engine.train_step
+
+    def slow_step(engine: Engine, *arguments: Any) -> StepResult:
+        nonlocal late_seconds
+        late_seconds = 3600.0
+        return train_step(engine, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "train_step", slow_step)
+        clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late_seconds, time=time.time)
+        patch.setattr(signals, "time", clock)
+        with pytest.raises(InterruptedWithProgress, match="stopped after step 1 of 3"):
+            train(1, tensorboard=True, wall_clock_budget_seconds=500)
+    train(2, tensorboard=True)
+    curves = list(store.list(f"{TRAINED}curves/"))
+    for info in curves:
+        file = tmp_path / "read" / info.key.removeprefix(f"{TRAINED}curves/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(store.get(info.key))
+    events = reader.EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "read"))
     events.Reload()
-    assert sorted(events.Tags()["scalars"]) == ["evaluation/loss", "evaluation/per_source/chat", "step/loss"]
-    assert [(event.step, event.value) for event in events.Scalars("step/loss")] == [(1, 2.0), (2, 1.5)]
-    assert [(event.step, event.value) for event in events.Scalars("evaluation/per_source/chat")] == [(2, 1.25)]
+    steps = {name: [event.step for event in events.Scalars(name, "step/loss")] for name in events.Runs()}
+    assert steps == {"attempt-0001/tensorboard": [1], "attempt-0002/tensorboard": [2, 3]}
+    told = {r["step"]: r["loss"] for r in read_metrics(store, TRAINED) if r["kind"] == "step"}
+    drawn = [event.value for name in sorted(steps) for event in events.Scalars(name, "step/loss")]
+    assert drawn == pytest.approx([told[step] for step in (1, 2, 3)])
+    assert {"evaluation/per_source/other", "checkpoint/size_bytes"} <= set(
+        events.Runs()["attempt-0002/tensorboard"]["scalars"]
+    )
+
+
+def test_curves_that_cannot_be_stored_do_not_end_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Refusing(MemoryStore):
+        def put_file(self, key: str, path: Path) -> None:
+            raise StoreUnavailable(self.url, key, "does not answer")
+
+    store = Refusing("refusing")
+    stream = MetricsStream(store, TRAINED, 1, open_sinks(TrainConfig(tensorboard=True), tmp_path, store, TRAINED, 1))
+    stream.write("step", 1, loss=2.0)
+    stream.close()
+    assert [record["step"] for record in read_metrics(store, TRAINED)] == [1]
+    assert "does not answer" in caplog.text
 
 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"train\.wandb_project: needs the package wandb; install it"):
-        open_sinks(TrainConfig(wandb_project="p"), tmp_path, "tiny")
+        open_sinks(TrainConfig(wandb_project="p"), tmp_path, MemoryStore("none"), TRAINED, 1)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
@@ -67,9 +134,9 @@ def test_wandb_starts_without_a_key_and_forces_no_entity(tmp_path: Path, mode: s
     )
     assert done.returncode == 0, done.stderr
     assert ("W&B cannot be reached" in done.stderr) == (mode == "online")
-    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    (file,) = (tmp_path / "store" / TRAINED / "curves" / "attempt-0001" / "wandb").glob("offline-run-*/*.wandb")
     runs, points = wandb_records(file)
-    assert set(runs) == {("", "chat", "tiny")}
+    assert set(runs) == {("", "chat", "tiny-0123456789abcdef")}
     assert points == [("step/loss", 2.0, 1), ("step/loss", 1.5, 2)]
 
 
