@@ -17,7 +17,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from stagecoach.records import last_number, read_sealed, record_keys
 from stagecoach.sealed import seal
 from stagecoach.storage.base import ObjectStore
 from stagecoach_train.liveness import is_gone, own_name
+from stagecoach_train.train_state import CheckpointRef
 
 BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0
@@ -75,7 +76,7 @@ def take_attempt(
     store: ObjectStore,
     trained: str,
     run_id: str,
-    newest_iteration: Callable[[], int],
+    checkpoints: Callable[[], Sequence[CheckpointRef]],
     check_stop: Callable[[], None],
     *,
     patience_seconds: float = PATIENCE_SECONDS,
@@ -87,7 +88,7 @@ def take_attempt(
         store: Where the training lies.
         trained: Folder of the training's output, with its final slash.
         run_id: The run that asks.
-        newest_iteration: Returns the iteration of the newest committed checkpoint, 0 without one.
+        checkpoints: Returns every committed checkpoint.
         check_stop: Called while waiting; raises to stop.
         patience_seconds: How long a heartbeat may stay the same before its attempt counts as dead.
         poll_seconds: Time between two looks.
@@ -107,8 +108,9 @@ def take_attempt(
                 return None
             if last_number(store, attempts_prefix(trained)) != number:
                 continue
-        iteration = newest_iteration()
-        _refuse_without_progress(store, trained, attempts, run_id, iteration)
+        saved = checkpoints()
+        iteration = max((ref.iteration for ref in saved), default=0)
+        _refuse_without_progress(store, trained, attempts, run_id, iteration, {ref.attempt for ref in saved})
         record = AttemptRecord(
             run_id, iteration, socket.gethostname(), secrets.token_hex(8), round(time.time(), 3), own_name()
         )
@@ -152,14 +154,21 @@ def _wait_for_end(
 
 
 def _refuse_without_progress(
-    store: ObjectStore, trained: str, attempts: dict[int, AttemptRecord], run_id: str, iteration: int
+    store: ObjectStore,
+    trained: str,
+    attempts: dict[int, AttemptRecord],
+    run_id: str,
+    iteration: int,
+    with_checkpoint: set[int],
 ) -> None:
     """Refuse a fourth attempt of a run whose last three got nowhere; those that were stopped from outside do not
     count.
+
+    The newest iteration alone does not show progress: it stands still while a training comes up to a damaged checkpoint.
     """
     fruitless = 0
     for number, record in sorted(attempts.items(), reverse=True):
-        if record.run_id != run_id or record.newest_iteration != iteration:
+        if record.run_id != run_id or record.newest_iteration != iteration or number in with_checkpoint:
             break
         beat = _heartbeat(store, trained, number)
         fruitless += beat is None or beat.get("state") != "interrupted"

@@ -49,11 +49,6 @@ def _folders(store: ObjectStore, trained: str) -> Iterable[str]:
             yield from (f"{folder}{attempt}/" for attempt in store.list_folders(folder))
 
 
-def newest_iteration(store: ObjectStore, trained: str) -> int:
-    """Return the iteration of the newest committed checkpoint, 0 if there is none; checks no bytes."""
-    return max((ref.iteration for ref in committed_checkpoints(store, trained)), default=0)
-
-
 @dataclass(frozen=True, slots=True)
 class StoredCheckpoint:
     """A committed checkpoint whose bytes were checked.
@@ -133,7 +128,8 @@ class Retention:
     """Which checkpoints stay.
 
     Attributes:
-        keep_last: This many of the newest.
+        keep_last: This many of the newest; more steps than the training has done are in damaged ones alone, which it
+            passed over, and which stay until it has come so far again.
         keep_every_steps: Every one whose iteration is a multiple of this.
         keep_best: The one with the lowest held-out loss.
     """
@@ -148,13 +144,14 @@ class Retention:
         """Return what may go, oldest first.
 
         Args:
-            refs: Every committed checkpoint, the newest among them just committed.
-            state: The training's state, which knows the held-out losses.
+            refs: Every committed checkpoint, that of this state among them.
+            state: The state just committed, which knows the held-out losses.
             protected: The checkpoint that this attempt resumed from, which stays in any case.
         """
         ordered = sorted(refs)
         iterations = sorted({ref.iteration for ref in ordered})
-        kept = set(iterations[-self.keep_last :])
+        done = [iteration for iteration in iterations if iteration <= state.step]
+        kept = set(done[-self.keep_last :]) | set(iterations[len(done) :])
         if self.keep_every_steps is not None:
             kept |= {iteration for iteration in iterations if iteration % self.keep_every_steps == 0}
         best = state.best_step(set(iterations)) if self.keep_best else None

@@ -28,11 +28,7 @@ from stagecoach.recipe.train import TrainConfig
 from stagecoach.settings import Settings
 from stagecoach.storage.base import ObjectStore
 from stagecoach_train.attempts import Heartbeat, take_attempt
-from stagecoach_train.checkpointing import (
-    committed_checkpoints,
-    find_newest_intact,
-    newest_iteration,
-)
+from stagecoach_train.checkpointing import committed_checkpoints, find_newest_intact
 from stagecoach_train.inputs import check_inputs, ranks_here
 from stagecoach_train.job import CHECKPOINT, Assignment, Job
 from stagecoach_train.launcher import Launcher, World
@@ -102,7 +98,7 @@ def _attempt(job: Job, output: Output, stop: StopRequest) -> Iterator[Job]:
     """Hold the attempt for the length of the block: its number, where to go on, its heartbeat."""
     store = output.store
     run_id = output.run_id or f"by-hand-{secrets.token_hex(8)}"
-    number = take_attempt(store, job.trained, run_id, lambda: newest_iteration(store, job.trained), stop.check)
+    number = take_attempt(store, job.trained, run_id, lambda: committed_checkpoints(store, job.trained), stop.check)
     if number is None:
         _log.info("another run has finished this training")
         yield job.with_assignment(Assignment(0, None), None)

@@ -12,6 +12,7 @@ from stagecoach.errors import InterruptedWithProgress, NoProgressError
 from stagecoach.storage.memory import MemoryStore
 from stagecoach_train.attempts import Fence, Heartbeat, read_attempts, take_attempt
 from stagecoach_train.liveness import own_name
+from stagecoach_train.train_state import CheckpointRef
 
 TRAINED = "trained/tiny-0123456789abcdef/"
 
@@ -21,9 +22,9 @@ def store() -> MemoryStore:
     return MemoryStore("attempts")
 
 
-def take(store: MemoryStore, run_id: str, iteration: int = 0, patience: float = 0.3) -> int | None:
+def take(store: MemoryStore, run_id: str, *saved: CheckpointRef, patience: float = 0.3) -> int | None:
     return take_attempt(
-        store, TRAINED, run_id, lambda: iteration, lambda: None, patience_seconds=patience, poll_seconds=0.02
+        store, TRAINED, run_id, lambda: saved, lambda: None, patience_seconds=patience, poll_seconds=0.02
     )
 
 
@@ -36,7 +37,7 @@ class TestTaking:
     """Breaks if two attempts could get one number, or a retry had to wait."""
 
     def test_numbers_count_up_and_record_where_they_began(self, store: MemoryStore) -> None:
-        assert [take(store, "run-a"), take(store, "run-a", iteration=5)] == [1, 2]
+        assert [take(store, "run-a"), take(store, "run-a", CheckpointRef(5, 1))] == [1, 2]
         assert [(r.run_id, r.newest_iteration) for r in read_attempts(store, TRAINED).values()] == [
             ("run-a", 0),
             ("run-a", 5),
@@ -106,24 +107,34 @@ class TestTaking:
             raise InterruptedWithProgress("stopped")
 
         with pytest.raises(InterruptedWithProgress):
-            take_attempt(store, TRAINED, "run-b", lambda: 0, stop, patience_seconds=60)
+            take_attempt(store, TRAINED, "run-b", lambda: (), stop, patience_seconds=60)
 
 
 class TestProgress:
     """Breaks if a training that crashes at the same place is tried for ever."""
 
     def test_the_fourth_attempt_without_progress_is_refused(self, store: MemoryStore) -> None:
+        take(store, "run-a")
+        saved = CheckpointRef(5, 1)
         for _ in range(3):
-            take(store, "run-a", iteration=5)
+            take(store, "run-a", saved)
         with pytest.raises(
             NoProgressError, match="3 attempts of run run-a ended without a checkpoint beyond iteration 5"
         ):
-            take(store, "run-a", iteration=5)
+            take(store, "run-a", saved)
 
     def test_progress_starts_the_count_again(self, store: MemoryStore) -> None:
-        for iteration in (0, 0, 0, 5, 5, 5, 6):
-            take(store, "run-a", iteration=iteration)
-        assert len(read_attempts(store, TRAINED)) == 7
+        for number, saved in enumerate([(), (), (), (5, 3), (5, 3), (5, 3), (6, 6)], 1):
+            assert take(store, "run-a", *([CheckpointRef(*saved)] if saved else [])) == number
+
+    def test_progress_below_a_damaged_checkpoint_counts(self, store: MemoryStore) -> None:
+        """The newest checkpoint stays the damaged one, until the training has come as far again."""
+        saved = [CheckpointRef(6, 1), CheckpointRef(9, 1)]
+        for number in range(1, 6):
+            assert take(store, "run-a", *saved) == number
+            beat(store, number, "failed")
+            saved = [*saved, CheckpointRef(6 + number, number)]
+        assert take(store, "run-a", *saved) == 6
 
     def test_stops_from_outside_do_not_count(self, store: MemoryStore) -> None:
         for number in range(1, 6):

@@ -21,7 +21,7 @@ def refs(*iterations: int, attempt: int = 1) -> list[CheckpointRef]:
 def state(**losses: float) -> TrainState:
     """``state(at10=2.0)``: held-out loss 2.0 after 10 steps."""
     found = {int(name[2:]): HeldoutLoss(loss, 0.0, 0.0, 1, {}) for name, loss in losses.items()}
-    return TrainState(heldout=found)
+    return TrainState(step=100, heldout=found)
 
 
 class TestRetention:
@@ -40,6 +40,10 @@ class TestRetention:
 
     def test_the_one_resumed_from_stays(self) -> None:
         assert Retention(1, None, False).to_delete(refs(10, 20, 30), state(), CheckpointRef(10, 1)) == refs(20)
+
+    def test_the_one_just_committed_stays_below_damaged_ones(self) -> None:
+        """After a resume from before them they count as newer, and no attempt can go on from them."""
+        assert Retention(1, None, False).to_delete(refs(10, 20, 30, 40, 50), TrainState(step=30), None) == refs(10, 20)
 
     def test_of_two_attempts_at_an_iteration_both_stay_and_both_go(self) -> None:
         """The older attempt may be handing over what it committed last: its output names that checkpoint."""

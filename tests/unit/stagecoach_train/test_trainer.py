@@ -329,6 +329,22 @@ class TestInterrupted:
         assert iterations(store)[-1] == (10, 2)
         assert "checkpoint of iteration 10 (attempt 1) is damaged and passed over" in caplog.text
 
+    def test_below_a_damaged_checkpoint_every_attempt_goes_on_where_the_last_one_stopped(
+        self, store: MemoryStore, tmp_path: Path
+    ) -> None:
+        first = OneRank(store, tmp_path / "1")
+        stopping_at(9)(first)
+        with pytest.raises(InterruptedWithProgress):
+            first.train(config(keep_best=False))
+        key = TRAINED + "iter_0000009/attempt-0001/rank-00000.safetensors"
+        store.put(key, bytes(len(store.get(key))))
+        for attempt, step in ((2, 7), (3, 8)):
+            later = OneRank(store, tmp_path / str(attempt), attempt)
+            stopping_at(1)(later)
+            with pytest.raises(InterruptedWithProgress, match=f"stopped after step {step}"):
+                later.train(config(keep_last=1, keep_best=False))
+        assert iterations(store) == [(7, 2), (8, 3), (9, 1)]
+
     def test_the_one_resumed_from_is_never_deleted(self, store: MemoryStore, tmp_path: Path) -> None:
         first = OneRank(store, tmp_path / "1")
         stopping_at(4)(first)
