@@ -128,26 +128,36 @@ def plan_memory(config: TrainConfig, spec: ModelSpec, *, pack_tokens: int, capac
     Raises:
         ConfigError: Nothing fits; says by how much and what would help.
     """
-    packs_of_rank = max(1, -(-config.packs_per_step // config.layout.data_parallel))
-    if config.micro_batch_packs != "auto":
-        choices = [config.micro_batch_packs]
-    elif capacity_bytes is None:
-        choices = [1]
-    else:
-        largest = max(1, LARGEST_MICRO_BATCH_TOKENS // pack_tokens)
-        choices = [k for k in range(1, largest + 1) if packs_of_rank % k == 0 and config.interleaves_evenly(k)]
-        choices = choices or [1]
-    plans = [_plan_for(config, spec, k * pack_tokens, k, capacity_bytes) for k in choices]
-    fitting = [plan for plan in plans if capacity_bytes is None or plan.peak_bytes <= capacity_bytes]
+    plans = _plans(config, spec, pack_tokens, capacity_bytes)
+    fitting = _fitting(plans)
     if not fitting:
-        smallest = min(plans, key=lambda plan: plan.peak_bytes)
-        raise ConfigError(_refusal(config, spec, smallest))
+        by_itself = config.model_copy(update={"micro_batch_packs": "auto"})
+        others = _fitting(_plans(by_itself, spec, pack_tokens, capacity_bytes))
+        raise ConfigError(_refusal(config, min(plans, key=lambda plan: plan.peak_bytes), others))
 
     def cost(plan: MemoryPlan) -> float:
         too_small = max(0.0, FULL_SPEED_TOKENS / (plan.micro_batch_packs * pack_tokens) - 1)
         return plan.extra_compute + 0.05 * too_small - 1e-6 * plan.micro_batch_packs
 
     return min(fitting, key=cost)
+
+
+def _plans(config: TrainConfig, spec: ModelSpec, pack_tokens: int, capacity: int | None) -> list[MemoryPlan]:
+    """Return the best plan for each number of packs in a micro-batch that comes into question."""
+    packs_of_rank = max(1, -(-config.packs_per_step // config.layout.data_parallel))
+    if config.micro_batch_packs != "auto":
+        choices = [config.micro_batch_packs]
+    elif capacity is None:
+        choices = [1]
+    else:
+        largest = max(1, LARGEST_MICRO_BATCH_TOKENS // pack_tokens)
+        choices = [k for k in range(1, largest + 1) if packs_of_rank % k == 0 and config.interleaves_evenly(k)]
+        choices = choices or [1]
+    return [_plan_for(config, spec, k * pack_tokens, k, capacity) for k in choices]
+
+
+def _fitting(plans: Sequence[MemoryPlan]) -> list[MemoryPlan]:
+    return [plan for plan in plans if plan.capacity_bytes is None or plan.peak_bytes <= plan.capacity_bytes]
 
 
 def _plan_for(config: TrainConfig, spec: ModelSpec, num_tokens: int, k: int, capacity: int | None) -> MemoryPlan:
@@ -322,11 +332,15 @@ def _under_way(cut: Sequence[LocalTensor], compute_bytes: int, dp: int) -> int:
     return sent + sent // dp if dp > 1 else max(sizes) * compute_bytes
 
 
-def _refusal(config: TrainConfig, spec: ModelSpec, plan: MemoryPlan) -> str:
+def _refusal(config: TrainConfig, plan: MemoryPlan, with_other_packs: Sequence[MemoryPlan]) -> str:
+    """Say what would help; ``with_other_packs`` are plans that fit with another number of packs in a micro-batch."""
     capacity = plan.capacity_bytes or 0
     missing = (plan.peak_bytes - capacity) / GIB
     layout = config.layout
     ideas = []
+    if with_other_packs:
+        most = max(other.micro_batch_packs for other in with_other_packs)
+        ideas.append(f"micro_batch_packs: auto (now {plan.micro_batch_packs}, {most} would fit)")
     if config.moments_dtype != "bf16":
         ideas.append("moments_dtype: bf16 (4 bytes a parameter less)")
     if config.recompute not in ("auto", "full"):

@@ -90,6 +90,15 @@ def test_what_cannot_fit_is_refused_with_what_would_help() -> None:
     assert "weights" in sentence
 
 
+def test_fewer_packs_a_micro_batch_are_advised_where_they_alone_help() -> None:
+    fixed = {"layout": {"data_parallel": 2, "data_parallel_kind": "fsdp"}, "micro_batch_packs": 16}
+    with pytest.raises(ConfigError, match=r"change one of: micro_batch_packs: auto \(now 16, 2 would fit\); a larger"):
+        plan(32, 8_192, H100_80, **fixed)
+    assert plan(32, 8_192, H100_80, **{**fixed, "micro_batch_packs": 2}).micro_batch_packs == 2
+    with pytest.raises(ConfigError, match="change one of: a larger layout"):  # 64 layers do not fit anyhow
+        plan(64, 8_192, H100_80, **fixed)
+
+
 def test_the_table_names_every_item_and_the_choice() -> None:
     text = plan(32, 16_384, H100_80, layout={"tensor_parallel": 2, "pipeline_parallel": 2}).table()
     assert "pp 0     pp 1" in text
