@@ -148,6 +148,11 @@ def child_environ(**changes: str | None) -> dict[str, str]:
     return environ
 
 
+def set_default_variable(name: str, value: str) -> None:
+    """Set a variable of this process that a native library reads, unless it is set."""
+    os.environ.setdefault(name, value)
+
+
 class _Reader:
     """Typed look-ups in an environment; the first name that is set and not empty wins."""
 

@@ -164,7 +164,8 @@ def _refuse_without_progress(
     """Refuse a fourth attempt of a run whose last three got nowhere; those that were stopped from outside do not
     count.
 
-    The newest iteration alone does not show progress: it stands still while a training comes up to a damaged checkpoint.
+    The newest iteration alone does not show progress: it stands still until a training has come up to a damaged
+    checkpoint.
     """
     fruitless = 0
     for number, record in sorted(attempts.items(), reverse=True):

@@ -147,7 +147,6 @@ class Launcher:
         stop: StopRequest,
         *,
         threads_per_rank: int,
-        deterministic: bool = False,
     ) -> None:
         """Prepare.
 
@@ -157,15 +156,12 @@ class Launcher:
             folder: Where logs by rank and failure reports go.
             stop: When it asks for a stop, the ranks get SIGTERM.
             threads_per_rank: CPU threads of each rank.
-            deterministic: Ask cuBLAS for the workspaces that its deterministic kernels need.
         """
         self._command = list(command)
         self._world = world
         self._folder = folder
         self._stop = stop
         self._variables = {"OMP_NUM_THREADS": str(threads_per_rank), "MKL_NUM_THREADS": str(threads_per_rank)}
-        if deterministic:
-            self._variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         self._ranks: list[_RankProcess] = []
         folder.mkdir(parents=True, exist_ok=True)
 

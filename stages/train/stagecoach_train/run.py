@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from stagecoach.errors import InterruptedWithProgress, MissingInputError
+from stagecoach.errors import ConfigError, InterruptedWithProgress, MissingInputError
 from stagecoach.formats.packed import PackedSplit
 from stagecoach.formats.shards import SHARDS_JSON, Shards
 from stagecoach.manifest import Digests, read_manifest
@@ -49,12 +49,19 @@ def run(config: TrainConfig, inputs: Mapping[str, Input], output: Output, store:
         store: Where everything is kept.
 
     Raises:
+        ConfigError: Another launcher started another number of ranks than the layout has.
         InterruptedWithProgress: Stopped early, with everything saved.
         NoProgressError: Three attempts of this run got nowhere.
         DataError: Some step has nothing to learn from, or too many gradients were not finite.
         AcceleratorError: A rank, a GPU or the communication between ranks failed.
     """
     settings = Settings.from_environ()
+    size = config.layout.world_size
+    if settings.world_size not in (None, size):
+        raise ConfigError(
+            f"WORLD_SIZE is {settings.world_size}: expected {size}, as train.layout has; start {size} ranks"
+            " (--nproc-per-node of torchrun), or change train.layout"
+        )
     stop = StopRequest(
         deadline=deadline_unix_seconds(settings.deadline_iso8601), budget_seconds=config.wall_clock_budget_seconds
     )
@@ -146,14 +153,7 @@ def _train(job: Job, settings: Settings, stop: StopRequest, store: ObjectStore) 
     world = World.of(settings, job.config.layout.world_size, job.config.nodes)
     command = [sys.executable, "-m", "stagecoach_train.worker", "--job", str(file)]
     try:
-        Launcher(
-            command,
-            world,
-            folder,
-            stop,
-            threads_per_rank=job.config.threads_per_rank,
-            deterministic=job.config.deterministic,
-        ).run()
+        Launcher(command, world, folder, stop, threads_per_rank=job.config.threads_per_rank).run()
     finally:
         _keep_logs(folder, settings.artifacts_dir)
 

@@ -27,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from stagecoach.contract import exit_code_of
 from stagecoach.errors import AcceleratorError, InterruptedWithProgress, StagecoachError
 from stagecoach.redaction import log_to_stderr
-from stagecoach.settings import Settings
+from stagecoach.settings import Settings, set_default_variable
 from stagecoach.storage.base import ObjectStore
 from stagecoach.storage.open import open_store
 from stagecoach_train.inputs import check_files, ranks_here
@@ -134,6 +134,8 @@ def train_rank(job: Job, place: Place, stop: StopRequest, store: ObjectStore) ->
     config = job.config
     stop.expendable = True
     torch.set_num_threads(config.threads_per_rank)
+    if config.deterministic:  # the workspaces of cuBLAS's deterministic kernels; torch and cuBLAS look once
+        set_default_variable("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     device = _device(job, place)
     ranks = connect(place, gpu=device.type == "cuda", timeout_seconds=config.communication_timeout_seconds)
     try:

@@ -240,6 +240,20 @@ class TestRefused:
         with pytest.raises(DataError, match=r"tokens\.bin: expected .* bytes with sha256"):
             run(config(), inputs, Output(store, TRAINED, tmp_path / "output"), store)
 
+    @pytest.mark.parametrize(("started", "layout"), [(2, {}), (1, {"data_parallel": 2})])
+    def test_another_number_of_ranks_than_the_layout_has(
+        self, started: int, layout: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A wrong ``--nproc-per-node`` takes no attempt."""
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", str(started))
+        store = MemoryStore("run")
+        with pytest.raises(
+            ConfigError, match=rf"WORLD_SIZE is {started}: expected {3 - started}, as train\.layout has"
+        ):
+            train(store, tmp_path, layout=layout)
+        assert not list(store.list(TRAINED))
+
     def test_gpus_that_are_not_there(self, tmp_path: Path) -> None:
         import torch
 

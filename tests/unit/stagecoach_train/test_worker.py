@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from torch._C._distributed_c10d import HashStore
 from stagecoach.errors import AcceleratorError, DataError
 from stagecoach.recipe.train import TrainConfig
 from stagecoach.settings import Settings
+from stagecoach.storage.memory import MemoryStore
 from stagecoach_train.job import Assignment, Job
 from stagecoach_train.ranks import Ranks
+from stagecoach_train.signals import StopRequest
 from stagecoach_train.train_state import CheckpointRef
-from stagecoach_train.worker import Place, classify, main
+from stagecoach_train.worker import Place, classify, main, train_rank
 
 
 def job(folder: Path, **values: object) -> Job:
@@ -91,3 +94,20 @@ class TestReport:
         monkeypatch.setattr("stagecoach_train.worker._end_with_parent", lambda: None)
         assert main(["--job", str(tmp_path / "missing.json"), "--failure", "/dev/full"]) == 70
         assert "FileNotFoundError" in capsys.readouterr().err.splitlines()[-1]
+
+
+class TestDeterministic:
+    """Breaks if a deterministic training depended on who started its ranks."""
+
+    @pytest.mark.parametrize(("given", "expected"), [(None, ":4096:8"), (":16:8", ":16:8")])
+    def test_cublas_is_told_before_a_gpu_is_touched(
+        self, given: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name = "CUBLAS_WORKSPACE_CONFIG"
+        monkeypatch.setenv(name, given or "")  # so that it is restored, also where it was not set
+        if given is None:
+            monkeypatch.delenv(name)
+        settings = TrainConfig(steps=3, lr=2e-5, warmup_share=0.1, gpus=1, deterministic=True)
+        with pytest.raises(AcceleratorError, match="expected a GPU for local rank 99"):
+            train_rank(job(tmp_path, config=settings), Place(local_rank=99), StopRequest(), MemoryStore("m"))
+        assert os.environ[name] == expected
