@@ -197,7 +197,8 @@ class TrainConfig(Section):
     tensorboard: bool = placement(False)
     """Also write TensorBoard events."""
     wandb_project: str | None = placement(None)
-    """Weights & Biases project to report to; None does not. Without a key or a connection its files stay local."""
+    """Weights & Biases project to report to; None does not. Without a key or a connection its files are
+    kept in the output, for `wandb sync`."""
     wandb_offline: bool = placement(False)
     """Keep Weights & Biases files local; no key is needed."""
     prompts: tuple[str, ...] = placement(())

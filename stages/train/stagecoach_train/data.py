@@ -213,8 +213,9 @@ def refuse_untrained_steps(order: DataOrder, targets_of_pack: npt.NDArray[np.int
     for step in range(min(order.num_steps, _LOOK_AHEAD_PACKS // order.packs_per_step + 1)):
         packs = order.packs_of_step(step)
         if int(targets_of_pack[packs].sum()) == 0:
+            named = ", ".join(map(str, packs[:8])) + (", .." if len(packs) > 8 else "")
             raise DataError(
-                f"train: step {step + 1} of {order.num_steps} (packs {', '.join(map(str, packs[:8]))}) has no trained"
+                f"train: step {step + 1} of {order.num_steps} (packs {named}) has no trained"
                 f" target; raise train.packs_per_step above {order.packs_per_step}, or remove conversations without an"
                 " answer"
             )
