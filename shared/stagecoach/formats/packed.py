@@ -93,10 +93,9 @@ class PackArrays:
         tokens: Ids, int32 [T]; padding holds ``pad_id``.
         positions: Position inside the document, int32 [T]; restarts at 0 with each document.
         trained: This token is a target, predicted from the one before it, bool [T]; False in padding.
-        document_starts: First slot of each document, int32 [D]; the padding, if any, is a document of its own at the
-            end.
-        document_ids: Index of each document in its split, int64 [D], or [D - 1] if the last document is padding.
-        num_document_tokens: Slots that hold documents; the rest is padding.
+        document_starts: First slot of each document, int32 [D].
+        document_ids: Index of each document in its split, int64 [D].
+        num_document_tokens: Slots that hold documents, the first ones; the rest is padding.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -177,16 +176,15 @@ class PackedSplit:
         documents = self.documents[first : first + count]
         begin = int(documents["first_token"][0])
         starts = (documents["first_token"] - documents["first_token"][0]).astype(np.int32)
+        edges = np.array([*starts, used], np.int32)
         ids = np.arange(first, first + count, dtype=np.int64)
         tokens = np.full(self.pack_tokens, self.pad_id, np.int32)
         tokens[:used] = self.tokens[begin : begin + used]
         trained = np.zeros(self.pack_tokens, np.bool_)
         trained[:used] = self.trained(begin, begin + used)
-        if used < self.pack_tokens:
-            starts = np.append(starts, np.int32(used))
-        lengths = np.diff(np.append(starts, self.pack_tokens))
-        positions = np.arange(self.pack_tokens, dtype=np.int32) - np.repeat(starts, lengths)
-        return PackArrays(tokens, positions.astype(np.int32), trained, starts.astype(np.int32), ids, used)
+        lengths = np.diff(edges, append=np.int32(self.pack_tokens))
+        positions = np.arange(self.pack_tokens, dtype=np.int32) - np.repeat(edges, lengths)
+        return PackArrays(tokens, positions.astype(np.int32), trained, starts, ids, used)
 
     def trained(self, begin: int, end: int) -> npt.NDArray[np.bool_]:
         """Return the trained bits of the tokens from ``begin`` up to, not including, ``end``."""

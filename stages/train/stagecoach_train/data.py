@@ -158,16 +158,18 @@ def share_step(
 
 
 def join_packs(packs: Sequence[PackArrays], shape: MicroBatchShape) -> MicroBatch:
-    """Join whole packs to one flat stream; places without a pack become untrained padding documents.
+    """Join the documents of packs to one flat stream, in their order; free slots of packs and places without one become
+    untrained padding documents behind them.
 
     Raises:
         ValueError: The packs need more tokens or documents than the shape has.
     """
-    num_tokens = sum(len(pack.tokens) for pack in packs)
+    used = [pack.num_document_tokens for pack in packs]
+    offsets = np.cumsum([0, *used])
     starts = np.concatenate(
-        [np.asarray(pack.document_starts, np.int64) + offset for pack, offset in _with_offsets(packs)]
-        or [np.zeros(0, np.int64)]
+        [np.zeros(0, np.int64), *(pack.document_starts + at for pack, at in zip(packs, offsets, strict=False))]
     )
+    num_tokens = int(offsets[-1])
     unused = shape.num_tokens - num_tokens
     num_documents = len(starts) + (unused > 0)
     if unused < 0 or num_documents > shape.num_documents:
@@ -177,22 +179,16 @@ def join_packs(packs: Sequence[PackArrays], shape: MicroBatchShape) -> MicroBatc
         )
     cu_seqlens = cu_seqlens_of(starts, num_tokens, shape)
     padding = np.zeros(unused, np.int64)
-    tokens = np.concatenate([*(pack.tokens.astype(np.int64) for pack in packs), padding])
-    trained = np.concatenate([*(pack.trained.astype(np.bool_) for pack in packs), padding.astype(np.bool_)])
-    targets = shifted_targets(tokens, trained, cu_seqlens)
+    tokens = np.concatenate([*(pack.tokens[:n] for pack, n in zip(packs, used, strict=True)), padding])
+    trained = np.concatenate([*(pack.trained[:n] for pack, n in zip(packs, used, strict=True)), padding != 0])
     return MicroBatch(
-        tokens_T=tokens,
+        tokens_T=tokens.astype(np.int64),
         positions_T=positions_of(cu_seqlens),
-        targets_T=targets,
+        targets_T=shifted_targets(tokens, trained, cu_seqlens),
         cu_seqlens=cu_seqlens,
         max_seqlen=max_seqlen_bucket(int(np.diff(cu_seqlens).max(initial=1))),
         num_targets=int(np.count_nonzero(trained)),
     )
-
-
-def _with_offsets(packs: Sequence[PackArrays]) -> list[tuple[PackArrays, int]]:
-    offsets = np.cumsum([0, *(len(pack.tokens) for pack in packs)])
-    return [(pack, int(offset)) for pack, offset in zip(packs, offsets, strict=False)]
 
 
 def refuse_untrained_steps(order: DataOrder, targets_of_pack: npt.NDArray[np.int64]) -> None:

@@ -120,12 +120,10 @@ class Evaluator:
             arrays = [self._packs.pack(pack) for pack in groups[index]] if index < len(groups) else []
             found = engine.evaluate(join_packs(arrays, self._shape) if arrays else MicroBatch.empty(self._shape))
             ids = np.concatenate([pack.document_ids for pack in arrays] or [np.zeros(0, np.int64)])
-            places = np.flatnonzero(ids >= 0)  # a pack may end with a padding document, which is none of the split's
-            ids = ids[places]
-            if self._reports:
-                sums[0, ids] += found.document_loss_sums[places]
-                sums[1, ids] += found.document_num_targets[places]
-                sums[2, ids] += found.document_num_correct[places]
+            if self._reports:  # documents stand first in a micro-batch, padding behind them
+                sums[0, ids] += found.document_loss_sums[: len(ids)]
+                sums[1, ids] += found.document_num_targets[: len(ids)]
+                sums[2, ids] += found.document_num_correct[: len(ids)]
         sums = self._ranks.sum(sums)
         return self._summarise(sums)
 

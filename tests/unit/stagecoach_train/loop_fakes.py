@@ -28,7 +28,7 @@ SPEC = ModelSpec(
 
 
 def pack_of(*documents: Sequence[int], pack_tokens: int = 8, first_id: int = 0) -> PackArrays:
-    """A pack of documents whose every token but the first is trained; the rest is one padding document."""
+    """A pack of documents whose every token but the first is trained; the rest is padding."""
     lengths = [len(document) for document in documents]
     unused = pack_tokens - sum(lengths)
     tokens = [token for document in documents for token in document] + [0] * unused
@@ -38,8 +38,8 @@ def pack_of(*documents: Sequence[int], pack_tokens: int = 8, first_id: int = 0) 
         np.array(tokens, np.int32),
         np.concatenate([np.arange(n) for n in all_lengths]).astype(np.int32),
         np.array(trained),
-        np.cumsum([0, *all_lengths[:-1]]).astype(np.int32),
-        np.array([*range(first_id, first_id + len(documents)), *([-1] if unused else [])]),
+        np.cumsum([0, *lengths[:-1]]).astype(np.int32),
+        np.arange(first_id, first_id + len(documents)),
         sum(lengths),
     )
 

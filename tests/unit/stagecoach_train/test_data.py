@@ -95,12 +95,12 @@ class TestJoining:
 
     def test_two_packs_become_one_stream(self) -> None:
         batch = join_packs([pack_of([5, 6, 7], [8, 9]), pack_of([1, 2, 3, 4, 1, 2, 3, 4])], self.shape)
-        # 3 + 2 + 3 of padding | 8
-        assert batch.cu_seqlens.tolist() == [0, 3, 5, 8, 16, 16, 16]
-        assert batch.tokens_T.tolist() == [5, 6, 7, 8, 9, 0, 0, 0, 1, 2, 3, 4, 1, 2, 3, 4]
-        assert batch.positions_T.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7]
+        # 3 + 2 | 8 | 3 of padding
+        assert batch.cu_seqlens.tolist() == [0, 3, 5, 13, 16, 16, 16]
+        assert batch.tokens_T.tolist() == [5, 6, 7, 8, 9, 1, 2, 3, 4, 1, 2, 3, 4, 0, 0, 0]
+        assert batch.positions_T.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2]
         i = -100
-        assert batch.targets_T.tolist() == [6, 7, i, 9, i, i, i, i, 2, 3, 4, 1, 2, 3, 4, i]
+        assert batch.targets_T.tolist() == [6, 7, i, 9, i, 2, 3, 4, 1, 2, 3, 4, i, i, i, i]
         assert batch.num_targets == 10
 
     def test_an_empty_place_is_untrained(self) -> None:

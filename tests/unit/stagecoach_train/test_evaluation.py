@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from stagecoach.formats.packed import PackedSplit
 from stagecoach.recipe.export import GateConfig
 from stagecoach.releases import Evidence
+from stagecoach.storage.memory import MemoryStore
 from stagecoach_export.gate import judge
 from stagecoach_train.batch import MicroBatchShape
 from stagecoach_train.evaluation import Evaluation, Evaluator, HeldoutDocuments
 from stagecoach_train.ranks import Ranks
 from tests.unit.stagecoach_train.loop_fakes import FakeEngine, FakeSplit
+from tests.unit.stagecoach_train.tiny_inputs import tiny_inputs
 
 DOCUMENTS = HeldoutDocuments([f"hash{i}" for i in range(10)], ["code", "chat"] * 5)
 
@@ -69,6 +73,29 @@ def test_each_document_has_its_own_numbers() -> None:
 def test_copies_of_the_model_share_the_split_without_gap_or_overlap(dp: int, k: int) -> None:
     total = sum(evaluate(dp, rank, k)[1] for rank in range(dp))
     assert np.array_equal(total, evaluate()[1])
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_padding_between_packs_shifts_no_document(k: int, tmp_path: Path) -> None:
+    """Breaks if a document reads its neighbour's numbers, as after every padded pack but the last of a micro-batch."""
+    split = PackedSplit.open(tiny_inputs(MemoryStore("heldout"), tmp_path, num_heldout=5)["packed"], "heldout")
+    assert all(split.packs["num_tokens"] < split.pack_tokens)
+    documents = HeldoutDocuments.of(split)
+    evaluator = Evaluator(
+        split,
+        documents,
+        MicroBatchShape(split.pack_tokens * k, 4 * k),
+        SumLater(),
+        micro_batch_packs=k,
+        data_parallel=1,
+        dp_rank=0,
+        reports=True,
+    )
+    found = evaluator.run(FakeEngine(), lambda: None)
+    targets = [int(split.document_trained(number).sum()) for number in range(split.num_documents)]
+    assert len(set(targets)) > 1
+    assert found.num_targets.tolist() == targets
+    assert found.loss_sums.tolist() == targets
 
 
 def test_ranks_that_hold_the_same_copy_count_once() -> None:
