@@ -2,7 +2,7 @@
 
     main thread    .. step | snapshot | step | step | step ..       (waits here if the last one is still being written)
     writer thread            hash, upload own file -> tell rank 0
-    .. of rank 0             all files there -> index.json -> fence -> manifest.json -> tracker -> tell all -> retention
+    .. of rank 0             all files there -> index.json -> fence -> manifest.json -> tell all -> tracker, retention
 
 Threads talk through the ranks' store of texts alone, never by collectives, which belong to the main thread.
 """
@@ -10,19 +10,19 @@ Threads talk through the ranks' store of texts alone, never by collectives, whic
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from stagecoach import faults
 from stagecoach.architectures.registry import ModelSpec
-from stagecoach.errors import InterruptedWithProgress, UnavailableError
+from stagecoach.errors import InterruptedWithProgress, StoreUnavailable, UnavailableError
 from stagecoach.formats.checkpoint import (
     INDEX_NAME,
     CheckpointIndex,
@@ -43,6 +43,8 @@ from stagecoach_train.results import StatePiece
 from stagecoach_train.train_state import CheckpointRef, TrainState
 
 COMMIT_TIMEOUT_SECONDS = 4 * 3600.0
+
+_log = logging.getLogger("stagecoach.train")
 
 Entry = tuple[str, Kind, StoredPiece]
 
@@ -78,6 +80,7 @@ class CheckpointWriter:
         resumed_from: CheckpointRef | None,
         scratch: Path,
         before_commit: Callable[[], None] = lambda: None,
+        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepare; nothing is written yet.
 
@@ -91,6 +94,7 @@ class CheckpointWriter:
             resumed_from: The checkpoint that this attempt began with; it is never deleted.
             scratch: Where this rank's file lies on its way to the store.
             before_commit: Stores what must not be lost once the training can go on from a checkpoint: its metrics.
+            is_stopping: Says whether a stop was asked for, which then waits for no more than the commit.
         """
         self._store = store
         self._trained = trained
@@ -101,6 +105,7 @@ class CheckpointWriter:
         self._resumed_from = resumed_from
         self._scratch = scratch
         self._before_commit = before_commit
+        self._is_stopping = is_stopping
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._reports: deque[SaveReport] = deque()
@@ -174,7 +179,8 @@ class CheckpointWriter:
                     self._fenced = refusal
                     return
             self._reports.append(SaveReport(step, size_bytes, stall, time.monotonic() - started))
-            self._retain(step, state)
+            if self._ranks.leads:
+                self._tidy_up(step, state)
         except InterruptedWithProgress as error:
             self._fenced = str(error)
             self._ranks.say(self._key(step, "committed"), str(error))
@@ -243,15 +249,25 @@ class CheckpointWriter:
         patiently(self._before_commit, "metrics")
         patiently(self._fence.check, "the fence")
         patiently(lambda: commit_manifest(self._store, prefix, manifest), prefix)
-        tracker = f"{step}\n".encode()
-        patiently(lambda: self._store.put(tracker_key(self._trained), tracker, content_type="text/plain"), prefix)
 
-    def _retain(self, step: int, state: dict[str, Any]) -> None:
-        if not self._ranks.leads:
-            return
-        refs = patiently(lambda: committed_checkpoints(self._store, self._trained), "checkpoints")
-        for ref in self._retention.to_delete(refs, TrainState.from_json(state), self._resumed_from):
-            patiently(partial(delete_checkpoint, self._store, self._trained, ref, self._fence), "retention")
+    def _tidy_up(self, step: int, state: dict[str, Any]) -> None:
+        """Do what follows a commit: the tracker, and retention; where the store is away that is left to the next one."""
+        store, trained = self._store, self._trained
+        tracker = f"{step}\n".encode()
+
+        def retain() -> None:
+            refs = committed_checkpoints(store, trained)
+            for ref in self._retention.to_delete(refs, TrainState.from_json(state), self._resumed_from):
+                delete_checkpoint(store, trained, ref, self._fence)
+
+        try:
+            for what, action in (
+                ("the tracker", lambda: store.put(tracker_key(trained), tracker, content_type="text/plain")),
+                ("retention", retain),
+            ):
+                patiently(action, what, in_a_hurry=self._is_stopping)
+        except StoreUnavailable as error:
+            _log.warning("the checkpoint of step %d is committed; old ones stay until the next: %s", step, error)
 
 
 def _producing(piece: StatePiece) -> Callable[[], Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from stagecoach.manifest import read_manifest
 from stagecoach.metrics_file import read_metrics
 from stagecoach.paths import checkpoint_prefix
 from stagecoach.storage.memory import MemoryStore
+from stagecoach_train import checkpoint_writer
+from stagecoach_train.patience import patiently
 from stagecoach_train.train_state import TrainState
 from tests.unit.stagecoach_train.loop_fakes import FakeEngine
 from tests.unit.stagecoach_train.one_rank import TRAINED, OneRank, config, iterations, stopping_at
@@ -112,6 +116,49 @@ class TestTrouble:
         store = Away("away")
         OneRank(store, tmp_path).train(config(keep_last=1, keep_best=False))
         assert iterations(store) == [(10, 1)]
+
+    @pytest.mark.parametrize("what", ["iter_0000003/", "latest_checkpointed_iteration.txt"])
+    def test_a_stop_waits_for_nothing_that_follows_its_commit(self, what: str, tmp_path: Path) -> None:
+        """A pod is killed long before the patience with old checkpoints, or with the tracker, is at its end."""
+
+        class Away(MemoryStore):
+            def refuse(self, key: str) -> None:
+                if what in key and run.stop.reason is not None:
+                    raise StoreUnavailable(self.url, key, "does not answer")
+
+            def put(self, key: str, data: bytes, *, content_type: str = "") -> None:
+                self.refuse(key)
+                super().put(key, data)
+
+            def delete(self, keys: Iterable[str]) -> None:
+                for key in keys:
+                    self.refuse(key)
+                super().delete(keys)
+
+        run = OneRank(Away("away"), tmp_path)
+        stopping_at(4)(run)
+        started_seconds = time.monotonic()
+        with pytest.raises(InterruptedWithProgress, match="stopped after step 4"):
+            run.train(config(keep_last=1, keep_best=False))
+        assert time.monotonic() - started_seconds < 20
+        assert iterations(run.store) == [(3, 1), (4, 1)]
+
+    def test_old_checkpoints_that_could_not_be_deleted_end_no_training(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The next retention catches up."""
+
+        class Away(MemoryStore):
+            def delete(self, keys: Iterable[str]) -> None:
+                if (9, 1) not in iterations(self):
+                    raise StoreUnavailable(self.url, "iter_0000003/", "does not answer")
+                super().delete(keys)
+
+        monkeypatch.setattr(checkpoint_writer, "patiently", partial(patiently, patience_seconds=0))
+        store = Away("away")
+        OneRank(store, tmp_path).train(config(keep_last=1, keep_best=False))
+        assert iterations(store) == [(10, 1)]
+        assert "the checkpoint of step 6 is committed; old ones stay until the next" in caplog.text
 
     @pytest.mark.parametrize("stopped", [False, True])
     def test_the_last_metrics_wait_for_the_store_but_a_stop_does_not(self, stopped: bool, tmp_path: Path) -> None:
