@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.attention import activate_flash_attention_impl
 from torchtitan.components.loss import build_cross_entropy_loss
 from torchtitan.config import JobConfig
 from torchtitan.models.attention import VarlenMetadata
@@ -44,7 +45,7 @@ MISTRAL = {
 class Torchtitan:
     """One micro-batch: a stream of documents, every second token trained."""
 
-    model: torch.nn.Module
+    model: Any
     version: str
     loss: Any
     arguments: dict[str, Any]
@@ -67,6 +68,9 @@ def build(options: PeerOptions, lengths: list[int], device: torch.device) -> Tor
     config.activation_checkpoint.mode = options.recompute
     config.activation_checkpoint.selective_ac_option = "op"
     config.compile.enable = on_gpu
+    config.parallelism.fsdp_reshard_after_forward = "never" if options.resident else "default"
+    if options.attention == "fa4":
+        activate_flash_attention_impl("FA4")
     fields: dict[str, Any] = dict(TOY if options.small else MISTRAL, n_layers=options.layers)
     with torch.device("meta"):
         model = Transformer(TransformerModelArgs(max_seq_len=options.pack_tokens, norm_eps=1e-5, **fields))

@@ -1,13 +1,14 @@
 """Hugging Face's Mistral under FSDP2 as a peer, with or without Liger's kernels.
 
-Flex attention on the document mask and compiled layers. The block mask is built once, uncompiled, and used again for every
-step, which favours the peer: transformers would compile and build it anew for every forward.
+Flex attention on the document mask, or flash-attn-4 with the documents' edges, and compiled layers. Mask and edges are made
+once and used again for every step, which favours the peer: transformers would make them anew for every forward.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -32,9 +33,9 @@ TOY: dict[str, Any] = {
 class Transformers:
     """One micro-batch: a stream of documents, every second token trained."""
 
-    model: MistralForCausalLM
+    model: Any
     version: str
-    arguments: dict[str, torch.Tensor]
+    arguments: dict[str, Any]
     accumulation: int
 
     def forward_backward(self) -> None:
@@ -56,7 +57,11 @@ def build(options: PeerOptions, lengths: list[int], device: torch.device) -> Tra
     tokens = torch.randint(0, model.config.vocab_size, (1, options.pack_tokens), device=device)
     labels = tokens.clone()
     labels[:, ::2] = -100
-    arguments = {"input_ids": tokens, "position_ids": positions, "labels": labels}
+    arguments: dict[str, Any] = {"input_ids": tokens, "position_ids": positions, "labels": labels}
+    if options.attention == "fa4":
+        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+        arguments |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends}
+        arguments |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
     return Transformers(model, found, arguments, options.accumulation)
 
 
@@ -74,7 +79,8 @@ def _build_mask_once() -> None:
 
 
 def _model(options: PeerOptions, device: torch.device) -> MistralForCausalLM:
-    attention = "flex_attention" if device.type == "cuda" else "sdpa"
+    attention = "flash_attention_4" if options.attention == "fa4" else "flex_attention"
+    attention = attention if device.type == "cuda" else "sdpa"
     fields: dict[str, Any] = {"attn_implementation": attention, **(TOY if options.small else {})}
     config = MistralConfig(
         num_hidden_layers=options.layers,
@@ -95,7 +101,7 @@ def _model(options: PeerOptions, device: torch.device) -> MistralForCausalLM:
         # A compiled layer hands Liger's RMSNorm a number where its kernel expects a tensor, and memory is overwritten (0.8.2).
         if device.type == "cuda" and options.stack != "liger":
             layer.compile()
-        fully_shard(layer, mp_policy=policy)
+        fully_shard(layer, mp_policy=policy, reshard_after_forward=not options.resident)
     fully_shard(model, mp_policy=policy)
     model.to_empty(device=device)
     torch.manual_seed(dist.get_rank())
