@@ -238,16 +238,16 @@ class Heartbeat:
         self._beat()
         self._thread.start()
 
-    def end(self, state: Ending) -> None:
+    def end(self, state: Ending, *, wait_seconds: float = BEAT_SECONDS) -> None:
         """Stop beating and say how the attempt ended, so that nobody waits for it; the first word stays; never fails.
 
         The thread that beats says it, behind its last beat, which could else arrive later and say "running" for ever;
-        where that beat takes long, it is said here as well.
+        where that takes longer than ``wait_seconds``, it is said here as well.
         """
         self._ending = self._ending or state
         self._over.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=self._beat_seconds)
+            self._thread.join(timeout=wait_seconds)
             if not self._thread.is_alive():
                 return
         self._beat()

@@ -33,7 +33,7 @@ from stagecoach_train.inputs import check_inputs, ranks_here
 from stagecoach_train.job import CHECKPOINT, Assignment, Job
 from stagecoach_train.launcher import Launcher, World
 from stagecoach_train.planning import TrainingPlan, memory_without_gpu
-from stagecoach_train.signals import StopRequest, deadline_unix_seconds
+from stagecoach_train.signals import LAST_WORD_SECONDS, StopRequest, deadline_unix_seconds
 from stagecoach_train.train_state import CheckpointRef, TrainState
 
 _log = logging.getLogger("stagecoach.train")
@@ -111,7 +111,8 @@ def _attempt(job: Job, output: Output, stop: StopRequest) -> Iterator[Job]:
         yield job.with_assignment(Assignment(0, None), None)
         return
     heartbeat = Heartbeat(store, job.trained, number, stop.request)
-    stop.last_word = lambda: heartbeat.end("interrupted")
+    # half of the time for waiting, so that a beat that hangs leaves as much for saying it
+    stop.last_word = lambda: heartbeat.end("interrupted", wait_seconds=LAST_WORD_SECONDS / 2)
     heartbeat.start()
     taken_unix_seconds = time.time()
     try:

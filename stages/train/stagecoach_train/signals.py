@@ -105,7 +105,8 @@ class StopRequest:
                 place of the exit code. After any other failure it ends the process, as it would anywhere.
 
         A SIGINT that comes after another signal, and not together with it, is a person who does not want to wait: it
-        ends the process at once, as what is half-written is trusted by nobody.
+        ends the process, as what is half-written is trusted by nobody. Only the last word is let out before, for two
+        seconds at most where the store hangs: three attempts without it would be refused a fourth one.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

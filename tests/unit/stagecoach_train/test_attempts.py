@@ -188,7 +188,7 @@ class TestFenceAndHeartbeat:
         while heart._beats < 2:
             assert time.monotonic() < limit_seconds
             time.sleep(0.01)
-        heart.end("interrupted")
+        heart.end("interrupted", wait_seconds=0.05)
         key = TRAINED + "heartbeat-0001.json"
         assert json.loads(store.get(key))["state"] == "interrupted"
         arriving.set()

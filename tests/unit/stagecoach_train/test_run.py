@@ -6,9 +6,11 @@ import itertools
 import logging
 import math
 import re
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,7 @@ from stagecoach.outputs import Output, open_input
 from stagecoach.recipe.train import TrainConfig
 from stagecoach.storage.memory import MemoryStore
 from stagecoach_train import signals
+from stagecoach_train.attempts import Heartbeat
 from stagecoach_train.batch import MicroBatchShape
 from stagecoach_train.engine import Engine
 from stagecoach_train.planning import refuse_uneven
@@ -203,6 +206,34 @@ class TestWholeStage:
                 with pytest.raises(RuntimeError, match="would be gone"):
                     train(store, tmp_path)
                 assert b'"state": "interrupted"' in store.get(f"{TRAINED}heartbeat-{number:04d}.json")
+
+    def test_a_signal_that_ends_an_attempt_whose_heartbeat_hangs_is_said_in_time(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One request without an answer in a store that answers all others."""
+        hanging, gone = threading.Event(), threading.Event()
+
+        class Slow(MemoryStore):
+            def put(self, key: str, data: bytes, *, content_type: str = "") -> None:
+                if b'"beat": 2' in data:
+                    hanging.set()
+                    gone.wait(30)
+                super().put(key, data)
+
+        def ended_here(stop: StopRequest) -> None:
+            assert hanging.wait(5)
+            said: list[bytes] = []
+            stop._end_process(lambda code: said.append(store.get(f"{TRAINED}heartbeat-0001.json")))
+            gone.set()
+            assert b'"state": "interrupted"' in said[0]
+            raise RuntimeError("the process would be gone")
+
+        store, stop = Slow("run"), StopRequest()
+        monkeypatch.setattr("stagecoach_train.run.StopRequest", lambda **limits: stop)
+        monkeypatch.setattr("stagecoach_train.run.Heartbeat", partial(Heartbeat, beat_seconds=0.01))
+        monkeypatch.setattr("stagecoach_train.run.check_inputs", lambda *arguments: ended_here(stop))
+        with pytest.raises(RuntimeError, match="would be gone"):
+            train(store, tmp_path)
 
     def test_without_a_held_out_split_nothing_is_the_best(self, tmp_path: Path) -> None:
         store = MemoryStore("run")
