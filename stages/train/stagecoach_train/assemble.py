@@ -175,8 +175,8 @@ def _interview(job: Job, store: ObjectStore) -> Interview | None:
 
 def _metrics(job: Job, store: ObjectStore) -> MetricsStream:
     assert job.assignment is not None, "see assemble"
-    attempt = job.assignment.attempt
-    sinks = open_sinks(job.config, job.scratch / "curves", store, job.trained, attempt)
+    attempt, artifacts = job.assignment.attempt, Settings.from_environ().artifacts_dir
+    sinks = open_sinks(job.config, job.scratch / "curves", artifacts, store, job.trained, attempt)
     return MetricsStream(store, job.trained, attempt, sinks)
 
 

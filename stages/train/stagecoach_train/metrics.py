@@ -36,8 +36,8 @@ class Sink(Protocol):
     def write(self, record: dict[str, Any]) -> None:
         """Take one record."""
 
-    def close(self) -> None:
-        """Finish."""
+    def close(self, store_is_away: bool = False) -> None:
+        """Finish; a store that is away is not asked for anything."""
 
 
 class MetricsStream:
@@ -108,17 +108,21 @@ class MetricsStream:
             return list(self._lines)
 
     def close(self, patience_seconds: float = STORE_PATIENCE_SECONDS) -> None:
-        """Store the rest, and wait that long for a store that does not answer.
+        """Store the rest, and wait that long for a store that does not answer; does nothing the second time.
 
         Raises:
             StoreError: It could not be stored.
         """
+        if self._closing.is_set():
+            return
         self._closing.set()
         self._thread.join()
+        store_is_away = True
         try:
             patiently(self.flush, "the last metrics", patience_seconds)
+            store_is_away = False
         finally:
-            self._draw(lambda sink: sink.close())
+            self._draw(lambda sink: sink.close(store_is_away))
 
     def _run(self) -> None:
         while not self._closing.wait(self._flush_seconds):
@@ -185,6 +189,6 @@ class CurveSink:
         for name, value in scalars(record):
             self._add(name, value, int(record["step"]))
 
-    def close(self) -> None:
+    def close(self, store_is_away: bool = False) -> None:
         """Finish the tool's files."""
         self._finish()

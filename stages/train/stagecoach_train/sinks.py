@@ -1,6 +1,7 @@
 """The curve drawers that a recipe may ask for beside the JSONL stream: TensorBoard and Weights & Biases.
 
-They write to a folder that goes with the stage, so that what they wrote is put into the store when they are done.
+They write to local folders, of which all but the artifacts go with the stage, so that what they wrote is put into the
+store when they are done.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ from stagecoach_train.metrics import CurveSink, Sink
 _log = logging.getLogger("stagecoach.train")
 
 
-_KEPT = ("tensorboard/*", "wandb/*run-*/*.wandb")
-"""What the drawers write, in their folder; `wandb sync` needs nothing else."""
+_KEPT = {"tensorboard": "*", "wandb": "*run-*/*.wandb"}
+"""Drawer -> which of its files are kept; `wandb sync` needs nothing else."""
 
 
-def open_sinks(config: TrainConfig, folder: Path, store: ObjectStore, trained: str, attempt: int) -> tuple[Sink, ...]:
+def open_sinks(
+    config: TrainConfig, scratch: Path, artifacts: Path | None, store: ObjectStore, trained: str, attempt: int
+) -> tuple[Sink, ...]:
     """Open what the recipe asks for.
 
     Args:
         config: The train section.
-        folder: Where the drawers write.
-        store: Where their files are kept.
+        scratch: Where the drawers write.
+        artifacts: Where TensorBoard's events are written, if anywhere outside: they can be watched there, and a killed
+            attempt leaves them.
+        store: Where the drawers' files are kept.
         trained: Folder of the training's output, with its final slash; its name is what the run is called there.
         attempt: Number of the attempt.
 
@@ -37,37 +42,42 @@ def open_sinks(config: TrainConfig, folder: Path, store: ObjectStore, trained: s
         ConfigError: The library is not installed; the sentence says what to do.
     """
     prefix = curves_prefix(trained, attempt)
+    # among the artifacts as in the store: attempts share that folder
+    events = scratch / "tensorboard" if artifacts is None else artifacts / prefix / "tensorboard"
     sinks: list[Sink] = []
     if config.tensorboard:
-        sinks.append(_tensorboard(folder / "tensorboard"))
+        sinks.append(_tensorboard(events))
     if config.wandb_project is not None:
         name = trained.rstrip("/").rsplit("/", 1)[-1]
-        sinks.append(_wandb(config, folder, name, f"{store.url.rstrip('/')}/{prefix}wandb/"))
-    return (*sinks, _Keeper(folder, store, prefix)) if sinks else ()
+        sinks.append(_wandb(config, scratch, name, f"{store.url.rstrip('/')}/{prefix}wandb/"))
+    folders = {"tensorboard": events, "wandb": scratch / "wandb"}
+    return (*sinks, _Keeper(folders, store, prefix)) if sinks else ()
 
 
 class _Keeper:
     """Puts the drawers' files into the store; the last sink, so that they are closed by then."""
 
-    def __init__(self, folder: Path, store: ObjectStore, prefix: str) -> None:
-        self._folder = folder
+    def __init__(self, folders: dict[str, Path], store: ObjectStore, prefix: str) -> None:
+        self._folders = folders
         self._store = store
         self._prefix = prefix
 
     def write(self, record: dict[str, Any]) -> None:
         """The drawers have it."""
 
-    def close(self) -> None:
-        for pattern in _KEPT:
-            for path in sorted(self._folder.glob(pattern)):
-                self._store.put_file(self._prefix + path.relative_to(self._folder).as_posix(), path)
+    def close(self, store_is_away: bool = False) -> None:
+        if store_is_away:
+            return
+        for drawer, folder in self._folders.items():
+            for path in sorted(folder.glob(_KEPT[drawer])):
+                self._store.put_file(f"{self._prefix}{drawer}/{path.relative_to(folder).as_posix()}", path)
         _log.info("curves are kept in %s/%s", self._store.url.rstrip("/"), self._prefix)
 
 
 def _tensorboard(folder: Path) -> CurveSink:
     module = _library("torch.utils.tensorboard", "train.tensorboard", "tensorboard")
     writer = module.SummaryWriter(str(folder))
-    _log.info("TensorBoard events, until the attempt ends: %s", folder)
+    _log.info("TensorBoard events are written to %s", folder)
 
     def add(name: str, value: float, step: int) -> None:
         writer.add_scalar(name, value, step)

@@ -147,7 +147,7 @@ class Trainer:
         try:
             self._parts.metrics.close(patience_seconds=0)
         except StoreError as error:
-            _log.warning("the last metrics were not stored: %s", error)
+            _log.warning("the last metrics, and curves, were not stored: %s", error)
 
     def _start(self) -> None:
         parts, state = self._parts, self._state

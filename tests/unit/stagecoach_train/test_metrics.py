@@ -120,3 +120,13 @@ def test_a_sink_that_fails_does_not_end_the_training(caplog: pytest.LogCaptureFi
     assert [record["step"] for record in read_metrics(store, TRAINED)] == [1, 2]
     assert points == [("step/loss", 1.0, 1), ("step/loss", 1.0, 2)]
     assert caplog.text.count("the disk of the curves is full") == 1
+
+
+def test_a_second_end_does_nothing() -> None:
+    """A fenced attempt ends its metrics, and once more when it leaves."""
+    ends: list[str] = []
+    sink = CurveSink(lambda name, value, step: None, lambda: ends.append("closed"))
+    stream = MetricsStream(MemoryStore("metrics"), TRAINED, 1, (sink,))
+    stream.close()
+    stream.close()
+    assert ends == ["closed"]

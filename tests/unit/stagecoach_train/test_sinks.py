@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +42,7 @@ from stagecoach_train.sinks import open_sinks
 logging.basicConfig()
 config = TrainConfig(wandb_project="chat", wandb_offline=sys.argv[2] == "offline")
 store = LocalStore(Path(sys.argv[1]) / "store")
-sinks = open_sinks(config, Path(sys.argv[1]), store, "trained/tiny-0123456789abcdef/", 1)
+sinks = open_sinks(config, Path(sys.argv[1]), None, store, "trained/tiny-0123456789abcdef/", 1)
 for sink in sinks:
     sink.write({"kind": "step", "step": 1, "loss": 2.0})
     sink.write({"kind": "step", "step": 2, "loss": 1.5})
@@ -100,23 +101,54 @@ def test_tensorboards_own_reader_finds_every_number_of_every_attempt_in_the_stor
     )
 
 
-def test_curves_that_cannot_be_stored_do_not_end_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("away", [False, True])
+def test_curves_that_cannot_be_stored_do_not_end_the_training(
+    away: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor are they tried where the metrics before them could not be stored, or twice."""
+    tried: list[str] = []
+
     class Refusing(MemoryStore):
+        def put_if_absent(self, key: str, data: bytes, *, content_type: str = "") -> bool:
+            if away:
+                raise StoreUnavailable(self.url, key, "does not answer")
+            return super().put_if_absent(key, data)
+
         def put_file(self, key: str, path: Path) -> None:
+            tried.append(key)
             raise StoreUnavailable(self.url, key, "does not answer")
 
     store = Refusing("refusing")
-    stream = MetricsStream(store, TRAINED, 1, open_sinks(TrainConfig(tensorboard=True), tmp_path, store, TRAINED, 1))
+    sinks = open_sinks(TrainConfig(tensorboard=True), tmp_path, None, store, TRAINED, 1)
+    stream = MetricsStream(store, TRAINED, 1, sinks)
     stream.write("step", 1, loss=2.0)
-    stream.close()
-    assert [record["step"] for record in read_metrics(store, TRAINED)] == [1]
-    assert "does not answer" in caplog.text
+    with pytest.raises(StoreUnavailable) if away else nullcontext():
+        stream.close(patience_seconds=0)
+    stream.close(patience_seconds=0)
+    assert [record["step"] for record in read_metrics(store, TRAINED)] == ([] if away else [1])
+    assert len(tried) == (not away)
+    assert ("does not answer" in caplog.text) is not away
+
+
+def test_events_are_written_among_the_artifacts_while_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There they can be watched, and outlive a kill; the store gets those of the own attempt alone."""
+    monkeypatch.setenv("STAGECOACH_ARTIFACTS", str(tmp_path / "artifacts"))
+    store = MemoryStore("curves")
+    inputs = tiny_inputs(store, tmp_path)
+    killed = tmp_path / "artifacts" / TRAINED / "curves" / "attempt-0000" / "tensorboard" / "events"
+    killed.parent.mkdir(parents=True)
+    killed.touch()
+    config = TrainConfig(steps=1, packs_per_step=2, compute_dtype="fp32", tensorboard=True)
+    run(config, inputs, Output(store, TRAINED, tmp_path / "output"), store)
+    (kept,) = store.list(f"{TRAINED}curves/")
+    assert kept.key.startswith(f"{TRAINED}curves/attempt-0001/tensorboard/events")
+    assert (tmp_path / "artifacts" / kept.key).read_bytes() == store.get(kept.key)
 
 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"train\.wandb_project: needs the package wandb; install it"):
-        open_sinks(TrainConfig(wandb_project="p"), tmp_path, MemoryStore("none"), TRAINED, 1)
+        open_sinks(TrainConfig(wandb_project="p"), tmp_path, None, MemoryStore("none"), TRAINED, 1)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
