@@ -125,7 +125,8 @@ class _RankLog:
         try:
             if self._file is None:
                 self._file = FileIO(self._path, "w")
-            self._file.write(line)
+            if self._file.write(line) != len(line):
+                raise OSError("the disk took only the beginning of a line")
         except OSError as error:
             if not self._lacks_lines:
                 _log.warning("%s lacks lines from here on: %s", self._path, error)

@@ -7,7 +7,9 @@ import signal
 import sys
 import threading
 import time
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,6 +133,19 @@ sys.exit(69)
         assert "a line of a step 2999 0 " in shown
         assert "[rank 1] a line of a step 2999 1 " in shown
         assert caplog.text.count("No space left on device") == 1  # said once
+
+    def test_a_line_that_a_disk_takes_in_part_is_a_line_that_lacks(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The last free bytes of a disk take the beginning of a line, without an error."""
+
+        class Short(FileIO):
+            def write(self, data: Any) -> int:
+                return super().write(data[:5])
+
+        monkeypatch.setattr("stagecoach_train.launcher.FileIO", Short)
+        launcher("print('a whole line')", tmp_path, ranks=1).run()
+        assert "lacks lines from here on: the disk took only the beginning of a line" in caplog.text
 
     def test_ranks_see_the_end_of_their_launcher(self, tmp_path: Path) -> None:
         """The launcher is killed in a process of its own; its rank must notice."""
