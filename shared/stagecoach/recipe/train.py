@@ -202,7 +202,8 @@ class TrainConfig(Section):
     wandb_offline: bool = placement(False)
     """Keep Weights & Biases files local; no key is needed."""
     prompts: tuple[str, ...] = placement(())
-    """User messages that are answered greedily at start, end and best checkpoint."""
+    """User messages that are answered greedily at start, end and best checkpoint; with `keep_best` off the best one so
+    far is asked, which may be gone at the end, and the best of those that are left then has no answers."""
     tasks: tuple[AnswerTask, ...] = placement(())
     """Questions with checkable answers, asked like the prompts; a recipe may name a file of them, with a JSON object a
     line."""
