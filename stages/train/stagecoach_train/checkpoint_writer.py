@@ -257,7 +257,8 @@ class CheckpointWriter:
 
         def retain() -> None:
             refs = committed_checkpoints(store, trained)
-            for ref in self._retention.to_delete(refs, TrainState.from_json(state), self._resumed_from):
+            done = TrainState.from_json(state)
+            for ref in self._retention.to_delete(refs, done, self._resumed_from, self._fence.attempt):
                 delete_checkpoint(store, trained, ref, self._fence)
 
         try:

@@ -139,22 +139,24 @@ class Retention:
     keep_best: bool
 
     def to_delete(
-        self, refs: Iterable[CheckpointRef], state: TrainState, protected: CheckpointRef | None
+        self, refs: Iterable[CheckpointRef], state: TrainState, protected: CheckpointRef | None, attempt: int
     ) -> list[CheckpointRef]:
-        """Return what may go, oldest first.
+        """Return what may go, oldest first; damaged ones are kept for nothing once the training has come so far again.
 
         Args:
             refs: Every committed checkpoint, that of this state among them.
             state: The state just committed, which knows the held-out losses.
             protected: The checkpoint that this attempt resumed from, which stays in any case.
+            attempt: Number of this attempt.
         """
         ordered = sorted(refs)
-        iterations = sorted({ref.iteration for ref in ordered})
-        done = [iteration for iteration in iterations if iteration <= state.step]
-        kept = set(done[-self.keep_last :]) | set(iterations[len(done) :])
+        # what older attempts left beyond the one resumed from is damaged: it was passed over
+        intact = {r.iteration for r in ordered if r.attempt >= attempt or (protected is not None and r <= protected)}
+        done = sorted(iteration for iteration in intact if iteration <= state.step)
+        kept = set(done[-self.keep_last :]) | {ref.iteration for ref in ordered if ref.iteration > state.step}
         if self.keep_every_steps is not None:
-            kept |= {iteration for iteration in iterations if iteration % self.keep_every_steps == 0}
-        best = state.best_step(set(iterations)) if self.keep_best else None
+            kept |= {iteration for iteration in done if iteration % self.keep_every_steps == 0}
+        best = state.best_step(set(done)) if self.keep_best else None
         kept |= {best} if best is not None else set()
         # all attempts at a kept iteration: an older attempt may be handing over the one that it committed last
         return [ref for ref in ordered if ref.iteration not in kept and ref != protected]

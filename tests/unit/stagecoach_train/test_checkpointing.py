@@ -28,28 +28,38 @@ class TestRetention:
     """Breaks if a checkpoint that somebody needs is deleted."""
 
     def test_the_newest_stay(self) -> None:
-        assert Retention(2, None, False).to_delete(refs(10, 20, 30, 40), state(), None) == refs(10, 20)
+        assert Retention(2, None, False).to_delete(refs(10, 20, 30, 40), state(), None, 1) == refs(10, 20)
 
     def test_every_hundredth_stays(self) -> None:
         kept = Retention(1, 20, False)
-        assert kept.to_delete(refs(10, 20, 30, 40, 50), state(), None) == refs(10, 30)
+        assert kept.to_delete(refs(10, 20, 30, 40, 50), state(), None, 1) == refs(10, 30)
 
     def test_the_best_stays(self) -> None:
         losses = state(at10=3.0, at20=1.0, at30=2.0, at25=0.5)  # nothing was saved after 25 steps
-        assert Retention(1, None, True).to_delete(refs(10, 20, 30), losses, None) == refs(10)
+        assert Retention(1, None, True).to_delete(refs(10, 20, 30), losses, None, 1) == refs(10)
 
     def test_the_one_resumed_from_stays(self) -> None:
-        assert Retention(1, None, False).to_delete(refs(10, 20, 30), state(), CheckpointRef(10, 1)) == refs(20)
+        assert Retention(1, None, False).to_delete(refs(10, 20, 30), state(), CheckpointRef(10, 1), 1) == refs(20)
 
     def test_the_one_just_committed_stays_below_damaged_ones(self) -> None:
         """After a resume from before them they count as newer, and no attempt can go on from them."""
-        assert Retention(1, None, False).to_delete(refs(10, 20, 30, 40, 50), TrainState(step=30), None) == refs(10, 20)
+        found, now = refs(10, 20, 30, 40, 50), TrainState(step=30)
+        assert Retention(1, None, False).to_delete(found, now, None, 1) == refs(10, 20)
 
     def test_of_two_attempts_at_an_iteration_both_stay_and_both_go(self) -> None:
         """The older attempt may be handing over what it committed last: its output names that checkpoint."""
         both = [CheckpointRef(30, 1), CheckpointRef(30, 2)]
-        assert Retention(1, None, False).to_delete(both, state(), None) == []
-        assert Retention(1, None, False).to_delete([*both, *refs(40)], state(), None) == both
+        assert Retention(1, None, False).to_delete(both, state(), None, 2) == []
+        assert Retention(1, None, False).to_delete([*both, *refs(40, attempt=2)], state(), None, 2) == both
+
+    @pytest.mark.parametrize("kept", [Retention(1, None, True), Retention(2, None, False), Retention(1, 10, False)])
+    def test_a_damaged_one_that_was_not_saved_again_stays_for_nothing(self, kept: Retention) -> None:
+        """Its iteration may have the lowest loss: the second attempt came past it, evaluated it, and saved elsewhere."""
+        damaged, own = refs(10), refs(5, 15, attempt=2)
+        losses = state(at5=2.0, at10=1.0, at15=3.0)
+        assert kept.to_delete([*damaged, *own], losses, None, 2)[-1] == CheckpointRef(10, 1)
+        assert CheckpointRef(5, 2) not in Retention(2, None, False).to_delete([*damaged, *own], losses, None, 2)
+        assert kept.to_delete([*damaged, *own], TrainState(step=5), None, 2) == []
 
 
 def test_nothing_of_a_finished_training_is_deleted() -> None:

@@ -37,6 +37,30 @@ class TestFence:
         assert iterations(store) == []
 
 
+class TestDamage:
+    """Breaks if the output could name a checkpoint that nobody can read."""
+
+    def test_a_damaged_checkpoint_that_was_not_saved_again_is_not_the_best(
+        self, store: MemoryStore, tmp_path: Path
+    ) -> None:
+        """A stop saved after 6 steps, which no cadence does; the next attempt finds the lowest loss there."""
+        settings = config(save_every_steps=5, evaluate_every_steps=2, keep_last=1)
+        first = OneRank(store, tmp_path / "1")
+        stopping_at(6)(first)
+        with pytest.raises(InterruptedWithProgress):
+            first.train(settings)
+        store.put(f"{TRAINED}iter_0000006/attempt-0001/rank-00000.safetensors", b"damaged")
+        second = OneRank(store, tmp_path / "2", attempt=2)
+
+        def overfit(step: int) -> None:
+            second.engine.heldout_loss = 1.0 if step <= 6 else 9.0
+
+        second.engine.on_step = overfit
+        state = second.train(settings)
+        assert state.best_step({6, 10}) == 6
+        assert iterations(store) == [(10, 2)]
+
+
 class TestTrouble:
     """Breaks if trouble is swallowed."""
 
