@@ -2,7 +2,7 @@
 
     main thread    .. step | snapshot | step | step | step ..       (waits here if the last one is still being written)
     writer thread            hash, upload own file -> tell rank 0
-    .. of rank 0             all files there -> index.json -> fence -> manifest.json -> tell all -> tracker, retention
+    .. of rank 0             all files there -> index.json -> fence -> manifest.json -> tell all -> retention, tracker
 
 Threads talk through the ranks' store of texts alone, never by collectives, which belong to the main thread.
 """
@@ -251,9 +251,8 @@ class CheckpointWriter:
         patiently(lambda: commit_manifest(self._store, prefix, manifest), prefix)
 
     def _tidy_up(self, step: int, state: dict[str, Any]) -> None:
-        """Do what follows a commit: the tracker, and retention; where the store is away that is left to the next one."""
+        """Do what follows a commit: retention, and the tracker; where the store is away that is left to the next one."""
         store, trained = self._store, self._trained
-        tracker = f"{step}\n".encode()
 
         def retain() -> None:
             refs = committed_checkpoints(store, trained)
@@ -262,13 +261,11 @@ class CheckpointWriter:
                 delete_checkpoint(store, trained, ref, self._fence)
 
         try:
-            for what, action in (
-                ("the tracker", lambda: store.put(tracker_key(trained), tracker, content_type="text/plain")),
-                ("retention", retain),
-            ):
-                patiently(action, what, in_a_hurry=self._is_stopping)
+            patiently(retain, "retention", in_a_hurry=self._is_stopping)
+            # tried once: a disk that is full takes deletions, and the tracker is worth no waiting
+            store.put(tracker_key(trained), f"{step}\n".encode(), content_type="text/plain")
         except StoreUnavailable as error:
-            _log.warning("the checkpoint of step %d is committed; old ones stay until the next: %s", step, error)
+            _log.warning("the checkpoint of step %d is committed; what follows is left to the next: %s", step, error)
 
 
 def _producing(piece: StatePiece) -> Callable[[], Any]:
