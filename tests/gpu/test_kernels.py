@@ -77,14 +77,14 @@ def test_deterministic_attention_gives_the_same_bits_every_time(backend: Backend
     if backend == "fa4" and (problem := flash4_problem()):
         pytest.skip(f"flash-attn-4 on this GPU machine: {problem}")
     torch.manual_seed(0)
-    values = [torch.randn(8_192, heads, 128, device="cuda").bfloat16().requires_grad_() for heads in (32, 8, 8)]
+    q, k, v = (torch.randn(8_192, heads, 128, device="cuda").bfloat16().requires_grad_() for heads in (32, 8, 8))
     weight = torch.randn(8_192, 32, 128, device="cuda").bfloat16()
     documents = documents_of([5_000, 192, 3_000], "cuda")
     documents = dataclasses.replace(documents, max_seqlen=torch.tensor(8_192, dtype=torch.int32))
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
-        seen = [torch.autograd.grad(attend(*values, documents, None, backend), values, weight) for _ in range(5)]
+        seen = [torch.autograd.grad(attend(q, k, v, documents, None, backend), (q, k, v), weight) for _ in range(5)]
     finally:
         torch.use_deterministic_algorithms(before)
     for again in seen[1:]:
