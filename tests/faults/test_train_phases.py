@@ -16,7 +16,7 @@ import pytest
 
 from stagecoach.storage.s3 import S3Options, S3Store
 from tests.faults.test_train_kills import TWO_RANKS, WAIT_SECONDS, Training, ranks_of
-from tests.faults.train_driver import LAST_PHASES, PHASES
+from tests.faults.train_driver import LAST_PHASES, PHASES, place_of
 from tests.seaweed import Restartable, restartable_seaweed
 
 QUICK = ("evaluation",)
@@ -40,6 +40,12 @@ def training(tmp_path: Path) -> Training:
 def stands_in(training: Training, phase: str, seconds: float) -> dict[str, Any]:
     """The environment that lets the training stand still in a phase."""
     return {"TEST_PAUSE": f"{phase}:{seconds}:{training.folder / 'paused'}"}
+
+
+@pytest.mark.parametrize("phase", [*PHASES, *LAST_PHASES])
+def test_each_phase_is_a_function_of_the_product(phase: str) -> None:
+    """Breaks where one is renamed, which most tests of phases, being slow ones, would say late."""
+    assert callable(getattr(*place_of(phase)))
 
 
 @pytest.mark.parametrize("phase", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PHASES])

@@ -33,7 +33,7 @@ PHASES: dict[str, tuple[str, str, str, int]] = {
     "checkpoint": ("stagecoach_train.checkpoint_writer", "CheckpointWriter", "save", 1),
     "upload": ("stagecoach_train.checkpoint_writer", "CheckpointWriter", "_write_own_file", 1),
     "commit": ("stagecoach_train.checkpoint_writer", "CheckpointWriter", "_commit", 1),
-    "retention": ("stagecoach_train.checkpoint_writer", "CheckpointWriter", "_retain", 2),
+    "retention": ("stagecoach_train.checkpoint_writer", "CheckpointWriter", "_tidy_up", 2),
 }
 """Phase -> module, class, function, and at which call of it the pause comes."""
 LAST_PHASES: dict[str, tuple[str, str, str, int]] = {
@@ -44,11 +44,17 @@ LAST_PHASES: dict[str, tuple[str, str, str, int]] = {
 """The same of what comes after the last step: nothing is left to train, and the output's manifest is not there yet."""
 
 
+def place_of(phase: str) -> tuple[Any, str]:
+    """Return the module or class that holds a phase's function, and the function's name."""
+    module, owner, name, _ = (PHASES | LAST_PHASES)[phase]
+    holder: Any = importlib.import_module(module)
+    return (getattr(holder, owner) if owner else holder), name
+
+
 def pause(phase: str, seconds: float, file: Path) -> None:
     """Let this process stand still in a phase; only a rank that runs in this very process meets it."""
-    module, owner, name, number = (PHASES | LAST_PHASES)[phase]
-    holder: Any = importlib.import_module(module)
-    holder = getattr(holder, owner) if owner else holder
+    number = (PHASES | LAST_PHASES)[phase][3]
+    holder, name = place_of(phase)
     inner, calls = getattr(holder, name), itertools.count(1)
 
     def paused(*arguments: Any, **named: Any) -> Any:
