@@ -88,7 +88,7 @@ def assemble(job: Job, store: ObjectStore, ranks: Ranks, device: torch.device, s
             feed=feed,
             engine=engine,
             ranks=ranks,
-            writer=_writer(job, store, ranks, spec, metrics, stop),
+            writer=_writer(job, store, ranks, spec, metrics),
             evaluator=_evaluator(heldout, plan, ranks, topology, at),
             interview=_interview(job, store),
             metrics=metrics,
@@ -128,7 +128,7 @@ def _load(engine: Engine, job: Job, store: ObjectStore, shards: ShardSource) -> 
 
 
 def _writer(
-    job: Job, store: ObjectStore, ranks: Ranks, spec: ModelSpec, metrics: MetricsStream | None, stop: StopRequest
+    job: Job, store: ObjectStore, ranks: Ranks, spec: ModelSpec, metrics: MetricsStream | None
 ) -> CheckpointWriter:
     assert job.assignment is not None, "see assemble"
     config = job.config
@@ -142,7 +142,6 @@ def _writer(
         job.assignment.resume,
         job.scratch / "checkpoints",
         before_commit=metrics.flush if metrics is not None else lambda: None,
-        is_stopping=lambda: stop.reason is not None,
     )
 
 

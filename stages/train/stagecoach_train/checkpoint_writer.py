@@ -80,7 +80,6 @@ class CheckpointWriter:
         resumed_from: CheckpointRef | None,
         scratch: Path,
         before_commit: Callable[[], None] = lambda: None,
-        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         """Prepare; nothing is written yet.
 
@@ -94,7 +93,6 @@ class CheckpointWriter:
             resumed_from: The checkpoint that this attempt began with; it is never deleted.
             scratch: Where this rank's file lies on its way to the store.
             before_commit: Stores what must not be lost once the training can go on from a checkpoint: its metrics.
-            is_stopping: Says whether a stop was asked for, which then waits for no more than the commit.
         """
         self._store = store
         self._trained = trained
@@ -105,7 +103,6 @@ class CheckpointWriter:
         self._resumed_from = resumed_from
         self._scratch = scratch
         self._before_commit = before_commit
-        self._is_stopping = is_stopping
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._reports: deque[SaveReport] = deque()
@@ -251,18 +248,15 @@ class CheckpointWriter:
         patiently(lambda: commit_manifest(self._store, prefix, manifest), prefix)
 
     def _tidy_up(self, step: int, state: dict[str, Any]) -> None:
-        """Do what follows a commit: retention, and the tracker; where the store is away that is left to the next one."""
-        store, trained = self._store, self._trained
-
-        def retain() -> None:
+        """Do what follows a commit: retention, and the tracker. Neither is worth waiting for a store that is away: the
+        next checkpoint does it too.
+        """
+        store, trained, done = self._store, self._trained, TrainState.from_json(state)
+        try:
             refs = committed_checkpoints(store, trained)
-            done = TrainState.from_json(state)
             for ref in self._retention.to_delete(refs, done, self._resumed_from, self._fence.attempt):
                 delete_checkpoint(store, trained, ref, self._fence)
-
-        try:
-            patiently(retain, "retention", in_a_hurry=self._is_stopping)
-            # tried once: a disk that is full takes deletions, and the tracker is worth no waiting
+            # last: a disk that is full takes deletions
             store.put(tracker_key(trained), f"{step}\n".encode(), content_type="text/plain")
         except StoreUnavailable as error:
             _log.warning("the checkpoint of step %d is committed; what follows is left to the next: %s", step, error)

@@ -17,20 +17,13 @@ _log = logging.getLogger("stagecoach.train")
 _T = TypeVar("_T")
 
 
-def patiently(
-    action: Callable[[], _T],
-    what: str,
-    patience_seconds: float = STORE_PATIENCE_SECONDS,
-    *,
-    in_a_hurry: Callable[[], bool] = lambda: False,
-) -> _T:
+def patiently(action: Callable[[], _T], what: str, patience_seconds: float = STORE_PATIENCE_SECONDS) -> _T:
     """Do something with the store, again and again while the store does not answer, for at most ``patience_seconds``.
 
     Args:
         action: What to do.
         what: Its name in the log.
         patience_seconds: How long to try.
-        in_a_hurry: Asked after each failure; nothing is tried again once it says so.
 
     Raises:
         StoreUnavailable: The store stayed away for longer.
@@ -41,7 +34,7 @@ def patiently(
         try:
             return action()
         except StoreUnavailable as error:
-            if in_a_hurry() or time.monotonic() + pause_seconds > limit_seconds:
+            if time.monotonic() + pause_seconds > limit_seconds:
                 raise
             _log.warning("%s: the store does not answer, trying again in %.1f s: %s", what, pause_seconds, error)
             time.sleep(pause_seconds)

@@ -72,7 +72,6 @@ class OneRank:
                 Retention(settings.keep_last, settings.keep_every_steps, settings.keep_best),
                 None if stored is None else stored.ref,
                 self.scratch / "checkpoints",
-                is_stopping=lambda: self.stop.reason is not None,
             ),
             evaluator=Evaluator(
                 heldout,
