@@ -176,7 +176,7 @@ class PackedSplit:
         documents = self.documents[first : first + count]
         begin = int(documents["first_token"][0])
         starts = (documents["first_token"] - documents["first_token"][0]).astype(np.int32)
-        edges = np.array([*starts, used], np.int32)
+        edges = np.append(starts, np.int32(used))
         ids = np.arange(first, first + count, dtype=np.int64)
         tokens = np.full(self.pack_tokens, self.pad_id, np.int32)
         tokens[:used] = self.tokens[begin : begin + used]

@@ -66,15 +66,36 @@ class MicroBatch:
     @classmethod
     def empty(cls, shape: MicroBatchShape) -> MicroBatch:
         """Return a micro-batch of padding alone, without targets: it adds exactly zero to every gradient."""
-        num_tokens = shape.num_tokens
-        cu_seqlens = cu_seqlens_of(np.zeros(0, np.int64), 0, shape)
+        nothing = np.zeros(0, np.int64)
+        return cls.of_documents(nothing, nothing != 0, nothing, shape)
+
+    @classmethod
+    def of_documents(
+        cls,
+        tokens: npt.NDArray[np.integer],
+        trained: npt.NDArray[np.bool_],
+        document_starts: npt.NDArray[np.int64],
+        shape: MicroBatchShape,
+    ) -> MicroBatch:
+        """Return a micro-batch of documents that lie one behind another; untrained padding documents fill it up.
+
+        Args:
+            tokens: Ids of all documents, no more than the shape has.
+            trained: For each, whether it is a target; a document's first never is.
+            document_starts: int64 [D], where each document starts; one place of the shape is left where there is padding.
+            shape: The shape.
+        """
+        cu_seqlens = cu_seqlens_of(document_starts, len(tokens), shape)
+        padding = np.zeros(shape.num_tokens - len(tokens), np.int64)
+        tokens_T = np.concatenate([tokens, padding]).astype(np.int64)
+        targets_T = shifted_targets(tokens_T, np.concatenate([trained, padding != 0]), cu_seqlens)
         return cls(
-            tokens_T=np.zeros(num_tokens, np.int64),
+            tokens_T=tokens_T,
             positions_T=positions_of(cu_seqlens),
-            targets_T=np.full(num_tokens, IGNORED_TARGET, np.int64),
+            targets_T=targets_T,
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen_bucket(int(np.diff(cu_seqlens).max(initial=1))),
-            num_targets=0,
+            num_targets=int(np.count_nonzero(targets_T != IGNORED_TARGET)),
         )
 
 
@@ -105,20 +126,10 @@ def micro_batch_of_documents(documents: Sequence[Document], shape: MicroBatchSha
             f"{len(documents)} documents with {sum(lengths)} tokens do not fit a micro-batch of {shape.num_tokens} "
             f"tokens and {shape.num_documents} documents (padding counts as one); use fewer documents"
         )
-    padding = np.zeros(unused, np.int64)
-    tokens = np.concatenate([*(np.asarray(document.tokens, np.int64) for document in documents), padding])
-    trained = np.concatenate([*(np.asarray(document.trained, np.bool_) for document in documents), padding != 0])
-    ends = np.cumsum([0, *lengths])
-    cu_seqlens = cu_seqlens_of(ends[:-1], int(ends[-1]), shape)
-    targets = shifted_targets(tokens, trained, cu_seqlens)
-    return MicroBatch(
-        tokens_T=tokens,
-        positions_T=positions_of(cu_seqlens),
-        targets_T=targets,
-        cu_seqlens=cu_seqlens,
-        max_seqlen=max_seqlen_bucket(int(np.diff(cu_seqlens).max(initial=1))),
-        num_targets=int((targets != IGNORED_TARGET).sum()),
-    )
+    nothing = np.zeros(0, np.int64)
+    tokens = np.concatenate([nothing, *(np.asarray(document.tokens, np.int64) for document in documents)])
+    trained = np.concatenate([nothing != 0, *(np.asarray(document.trained, np.bool_) for document in documents)])
+    return MicroBatch.of_documents(tokens, trained, np.cumsum([0, *lengths])[:-1], shape)
 
 
 def cu_seqlens_of(

@@ -21,14 +21,7 @@ import numpy.typing as npt
 from stagecoach.errors import DataError
 from stagecoach.formats.packed import PackArrays
 from stagecoach.recipe.train import TrainConfig
-from stagecoach_train.batch import (
-    MicroBatch,
-    MicroBatchShape,
-    cu_seqlens_of,
-    max_seqlen_bucket,
-    positions_of,
-    shifted_targets,
-)
+from stagecoach_train.batch import MicroBatch, MicroBatchShape
 
 _LOOK_AHEAD_PACKS = 1_000_000
 _ORDER_STREAM = 0x5041434B  # "PACK": keeps these random bits apart from every other use of the same seed
@@ -166,9 +159,8 @@ def join_packs(packs: Sequence[PackArrays], shape: MicroBatchShape) -> MicroBatc
     """
     used = [pack.num_document_tokens for pack in packs]
     offsets = np.cumsum([0, *used])
-    starts = np.concatenate(
-        [np.zeros(0, np.int64), *(pack.document_starts + at for pack, at in zip(packs, offsets, strict=False))]
-    )
+    nothing = np.zeros(0, np.int64)
+    starts = np.concatenate([nothing, *(pack.document_starts + at for pack, at in zip(packs, offsets, strict=False))])
     num_tokens = int(offsets[-1])
     unused = shape.num_tokens - num_tokens
     num_documents = len(starts) + (unused > 0)
@@ -177,17 +169,11 @@ def join_packs(packs: Sequence[PackArrays], shape: MicroBatchShape) -> MicroBatc
             f"{len(packs)} packs with {num_tokens} tokens and {len(starts)} documents: expected at most"
             f" {shape.num_tokens} tokens and {shape.num_documents} documents in a micro-batch"
         )
-    cu_seqlens = cu_seqlens_of(starts, num_tokens, shape)
-    padding = np.zeros(unused, np.int64)
-    tokens = np.concatenate([*(pack.tokens[:n] for pack, n in zip(packs, used, strict=True)), padding])
-    trained = np.concatenate([*(pack.trained[:n] for pack, n in zip(packs, used, strict=True)), padding != 0])
-    return MicroBatch(
-        tokens_T=tokens.astype(np.int64),
-        positions_T=positions_of(cu_seqlens),
-        targets_T=shifted_targets(tokens, trained, cu_seqlens),
-        cu_seqlens=cu_seqlens,
-        max_seqlen=max_seqlen_bucket(int(np.diff(cu_seqlens).max(initial=1))),
-        num_targets=int(np.count_nonzero(trained)),
+    return MicroBatch.of_documents(
+        np.concatenate([nothing, *(pack.tokens[:n] for pack, n in zip(packs, used, strict=True))]),
+        np.concatenate([nothing != 0, *(pack.trained[:n] for pack, n in zip(packs, used, strict=True))]),
+        starts,
+        shape,
     )
 
 
