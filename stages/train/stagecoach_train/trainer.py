@@ -320,7 +320,6 @@ class Trainer:
             InterruptedWithProgress: Always.
         """
         parts, state = self._parts, self._state
-        parts.stop.request(reason)  # where another rank was asked
         if parts.ranks.leads:
             _log.info("stopping after step %d of %d: %s", state.step, self._num_steps, reason)
         if self._unsaved:
