@@ -16,7 +16,7 @@ import json
 import tomllib
 from typing import Any
 
-from benchmarks.bench_gpu import HERE, NoResultError, result_file, torchrun
+from benchmarks.bench_gpu import HERE, SMALL, NoResultError, result_file, torchrun
 
 PEERS = (
     "--stack transformers --recompute full --pack-tokens 16384",
@@ -40,9 +40,9 @@ def main() -> int:
     parser.add_argument("--attention", default="auto", choices=("auto", "varlen", "fa4"))
     parser.add_argument("--small", action="store_true", help="a toy on CPU processes; judges nothing")
     flags = parser.parse_args()
-    layers = "--layers 4 --small" if flags.small else f"--layers {_LAYERS[flags.gpus]}"
-    toy = "--small --pack-tokens 256 --dtype fp32 --moments fp32 --steps 2" if flags.small else "--pack-tokens 8192"
-    common = f"--dp {flags.gpus} {layers} {toy} --same-lengths --accumulate 4 --attention {flags.attention}"
+    layers = "--layers 8 --small" if flags.small else f"--layers {_LAYERS[flags.gpus]}"
+    size = SMALL if flags.small else f"{layers} --pack-tokens 8192 --attention {flags.attention}"
+    common = f"--dp {flags.gpus} --same-lengths --accumulate 4 {size}"
     stacks = [*PEERS, *(PEERS_WITH_FA4 if flags.attention == "fa4" else ())]
     stacks = [peer for peer in stacks if "liger" not in peer or not flags.small]  # Liger's kernels need a GPU
     failures, left_out = list[str](), dict[str, str]()
